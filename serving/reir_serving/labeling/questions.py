@@ -127,6 +127,11 @@ class Questions:
         """The number of questions that are still to be answered."""
         return len(self._open)
 
+    @property
+    def withdrawn(self) -> list[int]:
+        """The numbers of the questions that are neither open nor answered any more."""
+        return [n for n in range(self._next_number) if not (n in self._open or n in self._answered)]
+
     def next(self, number: int) -> list[Question]:
         """Return the most useful open questions, best first."""
         return sorted(self._open.values(), key=lambda each: (each.margin, each.number))[:number]

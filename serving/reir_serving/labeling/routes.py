@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from reir.operations.feedback import Feedback, add_feedback
+from reir.operations.feedback import Feedback, add_feedback, withdraw_feedback
 from reir.operations.feedback.records import submission
 from reir_serving.http.routes.operation import static_router
 from reir_serving.http.schemas import ApiRequest, JsonObject, image_urls, json_response
@@ -21,6 +21,9 @@ PREFIX = "/v1/label"
 """Below `/v1/`, where requests from foreign web pages are rejected."""
 
 PAGE = "/label/"
+NOBODY = ""
+"""The user of the answers: the page needs no key; see `Feedback.user`."""
+
 LOOKAHEAD = 8
 """Number of questions that the page loads in advance, so that the next one is there at once."""
 
@@ -59,12 +62,15 @@ def label_router(questions: Questions, gallery: str, folder: Path) -> APIRouter:
 
     @router.post(f"{PREFIX}/answers")
     async def answer(body: AnswerRequest) -> Response:
-        """Record a reply; it is on disk before the answer."""
+        """Record a reply; it is on disk before the answer. "skip" takes earlier replies back."""
         # On the event loop, so the questions need no lock. If recording fails, the page sends the
         # reply again, which then counts as a second reply to the same question.
         said = questions.answer(body.question, body.reply)
-        key = f"label {run} {body.question} {body.attempt}"
-        await asyncio.to_thread(_record, folder, gallery, said, key)
+        prefix = f"label {run} {body.question} "
+        if said:
+            await asyncio.to_thread(_record, folder, gallery, said, f"{prefix}{body.attempt}")
+        else:
+            await asyncio.to_thread(withdraw_feedback, folder, gallery, NOBODY, prefix)
         return json_response(_state(questions, gallery))
 
     router.include_router(static_router(files("reir_serving") / "labeling" / "page", PAGE, PAGE))
@@ -81,6 +87,7 @@ def _state(questions: Questions, gallery: str) -> JsonObject:
     return {
         "answered": questions.num_answered,
         "open": questions.num_open,
+        "withdrawn": questions.withdrawn,
         "questions": [_question_json(each, gallery) for each in questions.next(LOOKAHEAD)],
     }
 

@@ -106,8 +106,10 @@ def test_a_question_can_be_answered_again() -> None:
     questions = Questions([CLEAR])
     assert said(questions.answer(0, "no")) == [("wrong", "clear0")]
     assert asked(questions) == [("clear", ["clear1"])]
+    assert questions.withdrawn == []
     assert said(questions.answer(0, "yes")) == [("right", "clear0")]
     assert asked(questions) == []
+    assert questions.withdrawn == [1]
     assert said(questions.answer(0, "no")) == [("wrong", "clear0")]
     assert asked(questions) == [("clear", ["clear1"])]
     assert questions.num_answered == 1

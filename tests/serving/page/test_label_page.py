@@ -50,14 +50,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def address(tmp_path: Path, folder: Path) -> Iterator[str]:
-    """Serve the page about the scenes."""
+def address(request: pytest.FixtureRequest, tmp_path: Path, folder: Path) -> Iterator[str]:
+    """Serve the page about the scenes; the parameter replaces the sentences."""
+    sentences = getattr(request, "param", SENTENCES)
     for name in SCENES:
         (tmp_path / name).write_bytes(png(name))
     with closing(open_store("memory:")) as store:
         index_photos(store, GALLERY, [tmp_path / name for name in SCENES])
         gallery = Gallery(GALLERY, store, FakeEncoder())
-        app = label_app(store, GALLERY, questions_about(gallery, SENTENCES, folder), folder)
+        app = label_app(store, GALLERY, questions_about(gallery, sentences, folder), folder)
         served = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         thread = threading.Thread(target=served.run)
         thread.start()
@@ -122,6 +123,69 @@ def test_a_reply_says_what_the_user_means(tab: Tab, folder: Path) -> None:
     assert [each.verdict for each in said] == expected
     page.get_by_role("button", name="Skip").click()
     expect(page.locator("#progress")).to_contain_text("2 answers")
+
+
+def verdicts(folder: Path, sentence: str) -> list[str]:
+    return [each.verdict for each in read_feedback(folder, GALLERY) if each.expression == sentence]
+
+
+def test_skip_takes_the_earlier_reply_back(tab: Tab, folder: Path) -> None:
+    page = tab.page
+    first, photos = shown(page)
+    page.keyboard.press("1" if photos == 2 else "y")
+    expect(page.locator("#expression")).not_to_have_text(first)
+    other, more = shown(page)
+    page.keyboard.press("1" if more == 2 else "y")
+    expect(page.locator("#progress")).to_contain_text("2 answers")
+    for _ in range(2):
+        page.keyboard.press("u")
+    expect(page.locator("#expression")).to_have_text(first)
+    page.keyboard.press("s")
+    expect(page.locator("#progress")).to_contain_text("1 answer,")
+    expect(page.locator("#progress")).not_to_contain_text("not saved")
+    assert verdicts(folder, first) == []
+    assert len(verdicts(folder, other)) == more
+
+
+@pytest.mark.parametrize("address", [["the red one"]], indirect=True)
+def test_a_question_that_is_withdrawn_is_no_longer_shown(tab: Tab, folder: Path) -> None:
+    """The second reply to the first question says that there is nothing more to ask."""
+    page = tab.page
+    sentence, _ = shown(page)
+    page.keyboard.press("n")
+    expect(page.locator("#progress")).to_have_text("1 answer, 1 question left.")
+    page.keyboard.press("u")
+    page.keyboard.press("y")
+    expect(page.locator("#expression")).to_have_text("No questions are left. Thank you.")
+    expect(page.locator("#progress")).to_have_text("1 answer, 0 questions left.")
+    assert verdicts(folder, sentence) == ["wrong", "right"]
+    page.keyboard.press("u")
+    page.keyboard.press("n")
+    expect(page.locator("#progress")).to_have_text("1 answer, 1 question left.")
+    assert shown(page)[0] == sentence
+
+
+@pytest.mark.parametrize("address", [["the red one", "the blue one"]], indirect=True)
+def test_a_reply_that_is_refused_does_not_hold_up_the_others(tab: Tab, folder: Path) -> None:
+    """A question is answered while the reply that withdraws it is on its way."""
+    page, held = tab.page, list[Any]()
+    first, photos = shown(page)
+    page.keyboard.press("0" if photos == 2 else "n")
+    expect(page.locator("#progress")).to_contain_text("1 answer, 2 questions left.")
+    page.keyboard.press("u")
+    page.route("**/v1/label/answers", lambda route: held.append(route), times=1)
+    page.keyboard.press("1" if photos == 2 else "y")
+    for number in (2, 3):  # one of them is the next question about the first sentence
+        _, photos = shown(page)
+        page.keyboard.press("1" if photos == 2 else "y")
+        expect(page.locator("#progress")).to_contain_text(f"{number} answers")
+    expect(page.locator("#expression")).to_have_text("Saving \u2026")
+    held[0].continue_()
+    expect(page.locator("#expression")).to_have_text("No questions are left. Thank you.")
+    expect(page.locator("#progress")).to_have_text("2 answers, 0 questions left.")
+    (other,) = {"the red one", "the blue one"} - {first}
+    assert "right" in verdicts(folder, other)
+    assert len(tab.bodies_sent_to("/v1/label/answers")) == 4
 
 
 def test_a_reply_is_sent_until_it_is_recorded(tab: Tab, folder: Path) -> None:

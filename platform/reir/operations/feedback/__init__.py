@@ -8,6 +8,7 @@ from reir.operations.feedback.database import (
     read_feedback,
     remove_feedback,
     require_feedback,
+    withdraw_feedback,
 )
 from reir.operations.feedback.records import Feedback, Submission, Verdict
 
@@ -22,4 +23,5 @@ __all__ = [
     "read_feedback",
     "remove_feedback",
     "require_feedback",
+    "withdraw_feedback",
 ]

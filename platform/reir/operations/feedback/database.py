@@ -139,6 +139,27 @@ def remove_feedback(folder: Path, gallery: str, matches: Callable[[Feedback], bo
     return len(gone)
 
 
+def withdraw_feedback(folder: Path, gallery: str, user: str, prefix: str) -> int:
+    """Remove what a user has said by mistake, as `remove_feedback` does; return how much it was.
+
+    Args:
+        folder: folder of the search log.
+        gallery: name of the gallery.
+        user: see `Feedback.user`.
+        prefix: the idempotency keys of the feedback begin with it.
+
+    Raises:
+        DataError: the file cannot be changed or is damaged; it stays as it was.
+    """
+    path = _path(folder, gallery)
+    if not path.exists():
+        return 0
+    with _transaction(path) as database:
+        # Not LIKE, for which "%" and "_" have a meaning, and capitals none.
+        query = "DELETE FROM feedback WHERE user = ? AND substr(key, 1, ?) = ?"
+        return database.execute(query, (user, len(prefix), prefix)).rowcount
+
+
 def delete_feedback_before(folder: Path, day: str) -> None:
     """Delete the feedback of earlier days, of all galleries.
 

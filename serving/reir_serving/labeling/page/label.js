@@ -7,6 +7,7 @@ import { photoFrame } from "../page/photo.js";
 
 const WIDTH_PX = 900;
 const RETRY_MS = 1000;
+const SOON_OVER = [408, 429]; // statuses of a request that may succeed later: too slow, too many
 const CHOICES = {
   yes: { key: "y", text: "Yes" },
   no: { key: "n", text: "No" },
@@ -25,6 +26,7 @@ let unsent = 0;
 let left = 0;
 const pictures = new Map(); // address -> promise of the picture, which keeps it in the cache
 
+const isFinal = (status) => status >= 400 && status < 500 && !SOON_OVER.includes(status);
 const pictureOf = (hit) => `${hit.image_url}&width=${WIDTH_PX}`;
 
 /** Load the photos of the next questions before they are shown. */
@@ -37,21 +39,25 @@ function preload() {
 }
 
 /** Take in the open questions of the server. The one that is shown stays, and so do those that the
- * user went back over; a question whose reply is on its way is not asked again. */
-function update({ questions, open: number }) {
-  const kept = open.filter((each, n) => n === 0 || attempts.has(each.number));
+ * user went back over, unless the server has withdrawn them; a question whose reply is on its way is
+ * not asked again. */
+function update({ questions, open: number, withdrawn }) {
+  const shown = open[0];
+  const holds = (each) => !withdrawn.includes(each.number);
+  past = past.filter(holds);
+  const kept = open.filter((each, n) => (n === 0 || attempts.has(each.number)) && holds(each));
   const known = new Set([...past, ...kept].map((each) => each.number));
   open = [...kept, ...questions.filter((each) => !known.has(each.number))];
   left = number;
   preload();
-  if (kept.length === 0) show();
-  else showProgress();
+  if (shown && open[0] === shown) showProgress();
+  else show();
 }
 
 function show() {
-  showProgress();
   const question = open[0];
   if (!question) return showEnd();
+  showProgress();
   const isOne = question.hits.length === 1;
   byId("ask").textContent = isOne ? "Is this the object?" : "Which of these two is the object?";
   byId("expression").textContent = question.expression;
@@ -73,6 +79,7 @@ function showProgress() {
 }
 
 function showEnd() {
+  showProgress();
   byId("ask").textContent = "";
   byId("expression").textContent = unsent > 0 ? "Saving \u2026" : "No questions are left. Thank you.";
   byId("shown").replaceChildren();
@@ -97,7 +104,7 @@ function back() {
   show();
 }
 
-/** Send a reply until the server has recorded it. */
+/** Send a reply until the server has recorded it, or says that it never will. */
 async function send(body) {
   for (;;) {
     try {
@@ -106,12 +113,23 @@ async function send(body) {
       byId("problem").hidden = true;
       return update(state);
     } catch (problem) {
+      const refused = isFinal(problem.status);
       const { title, advice } = explain(problem);
-      byId("problem").textContent = `An answer could not be saved; it is sent again. ${title}. ${advice}`;
+      const outcome = refused ? "was refused and is not saved" : "could not be saved; it is sent again";
+      byId("problem").textContent = `An answer ${outcome}. ${title}. ${advice}`;
       byId("problem").hidden = false;
+      if (refused) return drop(body.question);
       await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
     }
   }
+}
+
+/** Forget a reply that was refused. */
+function drop(number) {
+  unsent -= 1;
+  past = past.filter((each) => each.number !== number);
+  if (open[0]) showProgress();
+  else showEnd();
 }
 
 document.addEventListener("keydown", (event) => {

@@ -28,6 +28,7 @@ from reir.operations.feedback import (
     is_recorded,
     read_feedback,
     remove_feedback,
+    withdraw_feedback,
 )
 from reir.operations.feedback.records import check_drawn_box, submission, user_of
 from reir.operations.search_log import SearchLog
@@ -176,6 +177,18 @@ def test_removed_feedback_leaves_no_trace_on_disk(folder: Path) -> None:
         assert text not in path.read_bytes()
     assert [each.name for each in (folder / G).iterdir()] == [database.NAME]
     assert remove_feedback(folder, "never", lambda _: True) == 0
+
+
+def test_feedback_is_withdrawn_by_the_beginning_of_its_keys(folder: Path) -> None:
+    assert withdraw_feedback(folder, G, "", "page 1 ") == 0
+    for number, key in enumerate(("page 1 0", "page 1 1", "page 10 0", "page% 1 0", "PAGE 1 0")):
+        add(folder, absent(f"{number}"), key)
+    add(folder, absent("of another user", user="u"), "page 1 0")
+    add(folder, absent("elsewhere"), "page 1 0", "other")
+    assert withdraw_feedback(folder, G, "", "page 1 ") == 2
+    assert texts(folder) == ["2", "3", "4", "of another user"]
+    assert texts(folder, "other") == ["elsewhere"]
+    assert add(folder, absent("again"), "page 1 0")
 
 
 def test_old_feedback_of_all_galleries_is_deleted_with_old_searches(folder: Path) -> None:
