@@ -133,11 +133,13 @@ def print_tables(found: EveryPhoto) -> None:
 
 def expectation(decision: Decision, num_photos: int | None) -> str:
     """Return a sentence that says which photos are found, and how often that should be right."""
-    gallery = "the gallery" if num_photos is None else plural(num_photos, "photo")
+    found = f"Photos whose presence is at least {decision.min_presence:.3g}."
+    recall = _percent(decision.recall)
+    if num_photos is None or decision.precision is None:  # the API key is that of a tenant
+        return f"{found} Recall to expect: {recall}."
     return (
-        f"Photos whose presence is at least {decision.min_presence:.3g}. To expect if one of "
-        f"{gallery} has the object: recall {_percent(decision.recall)}, precision "
-        f"{_percent(decision.precision)}."
+        f"{found} To expect if one of {plural(num_photos, 'photo')} has the object: "
+        f"recall {recall}, precision {_percent(decision.precision)}."
     )
 
 

@@ -26,12 +26,12 @@ class Decision:
         min_presence: a photo is found if its presence is at least this.
         recall: probability that a photo with the described instance is found.
         precision: share of the found photos that have the described instance, if exactly one photo
-            of the gallery has it.
+            of the gallery has it; None if the API key may not know how many photos there are.
     """
 
     min_presence: float
     recall: float
-    precision: float
+    precision: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +70,8 @@ class PhotoCurve:
             threshold: presence in a photo, in [0, 1].
             num_photos: number of photos in the gallery.
         """
-        # Every photo reaches 0. What reaches the last point is all that is known of higher
-        # thresholds; no presence reaches 1.
-        points = (0.0, *self.thresholds, 1.0)
-        recall = float(np.interp(threshold, points, (1.0, *self.recalls, 0.0)))
-        alarms = (1.0, *self.false_alarms, self.false_alarms[-1])
-        false = float(np.interp(threshold, points, alarms)) * max(0, num_photos - 1)
-        return Decision(
-            min_presence=threshold,
-            recall=recall,
-            precision=recall / (recall + false) if recall else 0.0,
-        )
+        recall, precision = self._expected(threshold, num_photos)
+        return Decision(min_presence=threshold, recall=recall, precision=precision)
 
     def for_precision(self, precision: float, num_photos: int) -> Decision:
         """Return the lowest threshold of the curve that should reach a precision in a gallery.
@@ -88,16 +79,16 @@ class PhotoCurve:
         Raises:
             QueryError: no threshold reaches it; the message says which precision is possible.
         """
-        every = self._decisions(num_photos)
-        for each in every:
-            if each.precision >= precision:
-                return each
-        best = max(every, key=lambda each: each.precision)
+        expected = {each: self._expected(each, num_photos) for each in self.thresholds}
+        for threshold, (_, reached) in expected.items():
+            if reached >= precision:
+                return self.at(threshold, num_photos)
+        best, (recall, highest) = max(expected.items(), key=lambda each: each[1][1])
         raise QueryError(
             "precision",
             f"{precision:g} cannot be expected in a gallery of {num_photos:,} photos if only one "
-            f"of them has the object. The highest is {best.precision:.2g}, with a recall of "
-            f"{best.recall:.2g}: use min_presence {best.min_presence:.3g}, or ask for less",
+            f"of them has the object. The highest is {highest:.2g}, with a recall of "
+            f"{recall:.2g}: use min_presence {best:.3g}, or ask for less",
         )
 
     def for_recall(self, recall: float, num_photos: int) -> Decision:
@@ -105,8 +96,16 @@ class PhotoCurve:
 
         The threshold is 0, which finds every photo, if no point of the curve reaches the recall.
         """
-        enough = [each for each in self._decisions(num_photos) if each.recall >= recall]
+        every = [self.at(threshold, num_photos) for threshold in self.thresholds]
+        enough = [each for each in every if each.recall >= recall]
         return enough[-1] if enough else self.at(0.0, num_photos)
 
-    def _decisions(self, num_photos: int) -> list[Decision]:
-        return [self.at(threshold, num_photos) for threshold in self.thresholds]
+    def _expected(self, threshold: float, num_photos: int) -> tuple[float, float]:
+        """Return the recall and the precision of a threshold in a gallery."""
+        # Every photo reaches 0. What reaches the last point is all that is known of higher
+        # thresholds; no presence reaches 1.
+        points = (0.0, *self.thresholds, 1.0)
+        recall = float(np.interp(threshold, points, (1.0, *self.recalls, 0.0)))
+        alarms = (1.0, *self.false_alarms, self.false_alarms[-1])
+        false = float(np.interp(threshold, points, alarms)) * max(0, num_photos - 1)
+        return recall, recall / (recall + false) if recall else 0.0

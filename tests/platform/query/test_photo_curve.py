@@ -51,7 +51,10 @@ def test_the_threshold_of_a_recall_is_the_highest_that_reaches_it() -> None:
 def test_a_higher_threshold_never_finds_more(one: float, other: float, num_photos: int) -> None:
     low, high = sorted((one, other))
     assert CURVE.at(low, num_photos).recall >= CURVE.at(high, num_photos).recall
-    assert CURVE.at(high, num_photos).precision >= CURVE.at(high, num_photos + 1).precision
+    fewer, more = (CURVE.at(high, n).precision for n in (num_photos, num_photos + 1))
+    assert fewer is not None
+    assert more is not None
+    assert fewer >= more
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import reir
+from reir.cli.every_photo import expectation
 from reir.client.http_client import Client
 from reir.errors import QueryError, ServerError, StoreUnavailable
 from reir.query import every_photo
@@ -102,9 +103,37 @@ def test_a_tenant_sees_its_own_photos_only(
     assert client.post("/v1/search/all", json=ASKED).status_code == 401
     first, photo, last = lines_of(client, {"X-API-Key": key}, min_presence=0.0)
     assert first["search"]["num_photos"] is None
+    assert first["search"]["precision"] is None, "the number of photos follows from it"
+    assert first["search"]["recall"] == 1.0
     assert photo["photo"]["attributes"] == {"tenant": "acme"}
     assert "/" not in photo["photo"]["uri"]
     assert last == end_line(1, 0)
+
+
+@pytest.mark.parametrize("precision", [0.0, 0.5, 1.0])
+def test_a_tenant_cannot_ask_for_a_precision(
+    client_of: Callable[..., TestClient], tmp_path: Path, precision: float
+) -> None:
+    """Its threshold would tell how many photos the gallery has."""
+    key = new_key(tmp_path / "keys.yaml", read=("photos",), write=(), tenant="acme")
+    client = client_of(keys_file=tmp_path / "keys.yaml")
+    body = {**ASKED, "precision": precision}
+    answer = client.post("/v1/search/all", json=body, headers={"X-API-Key": key})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "precision")
+    assert "2" not in answer.json()["detail"]
+    assert "use min_presence or recall" in answer.json()["detail"]
+
+
+def test_the_client_of_a_tenant_gets_no_precision(serve: Any, backend: Any, tmp_path: Path) -> None:
+    key = new_key(tmp_path / "keys.yaml", read=("photos",), write=(), tenant="acme")
+    address = serve(backend, keys_file=tmp_path / "keys.yaml")
+    with Client(address, key=key, patience_s=0.0) as client:
+        found = client.every_photo("the green box", "photos")
+        assert (found.num_photos, found.decision.precision) == (None, None)
+        assert expectation(found.decision, found.num_photos) == (
+            "Photos whose presence is at least 0.7. Recall to expect: 63 %."
+        )
+        assert len(list(found)) == 1
 
 
 def test_the_client_streams(remote: Client, local: Gallery) -> None:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
-from reir.errors import ReirError
+from reir.errors import QueryError, ReirError
 from reir.query.every_photo import (
     EveryPhotoQuery,
     FoundPhoto,
@@ -71,7 +71,7 @@ class EveryPhotoRequest(ApiRequest):
     precision: Side | None = Field(
         None,
         description="Set the threshold so that this share of the found photos should have the "
-        "object, if one photo of the gallery has it.",
+        "object, if one photo of the gallery has it. Not for a key with a tenant.",
     )
     recall: Side | None = Field(
         None,
@@ -99,7 +99,7 @@ class SearchBegun(ApiAnswer):
         num_photos: number of photos in the gallery; null for a key with a tenant.
         min_presence: the threshold.
         recall, precision: what to expect of the threshold, if one photo of the gallery has the
-            object.
+            object; `precision` is null for a key with a tenant, too.
     """
 
     expression: str
@@ -108,7 +108,7 @@ class SearchBegun(ApiAnswer):
     num_photos: int | None
     min_presence: float
     recall: float
-    precision: float
+    precision: float | None
 
 
 class FoundPhotoOut(ApiAnswer):
@@ -163,6 +163,12 @@ async def search_all(body: EveryPhotoRequest, context: Context) -> Response:
     or an error. An answer without such a last line is not complete.
     """
     gallery = context.readable(body.gallery)
+    if context.caller.tenant and body.precision is not None:
+        raise QueryError(
+            "precision",
+            "is not available to the key of a tenant, because the threshold would depend on how "
+            "many photos all tenants have; use min_presence or recall instead",
+        )
     query = EveryPhotoQuery(
         expression=body.expression,
         where=context.caller.restrict_filter(body.where),
@@ -179,9 +185,11 @@ async def search_all(body: EveryPhotoRequest, context: Context) -> Response:
 async def _lines(context: EndpointContext, gallery: str, scan: PhotoScan) -> AsyncIterator[bytes]:
     """Yield the lines of an answer, those of one part of the gallery at once."""
     first = scan.first
-    # A tenant may not learn how many photos other tenants have.
-    num_photos = None if context.caller.tenant else first.num_indexed
-    told = (scan.query.expression, gallery, first.version, num_photos, scan.decision)
+    # A tenant may not learn how many photos other tenants have, and the precision depends on it.
+    tenant = context.caller.tenant
+    num_photos = None if tenant else first.num_indexed
+    decision = replace(scan.decision, precision=None) if tenant else scan.decision
+    told = (scan.query.expression, gallery, first.version, num_photos, decision)
     yield _line(search_line(*told))
     num_found = num_contradicted = 0
     try:
