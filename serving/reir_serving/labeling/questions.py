@@ -130,7 +130,7 @@ class Questions:
     @property
     def withdrawn(self) -> list[int]:
         """The numbers of the questions that are neither open nor answered any more."""
-        return [n for n in range(self._next_number) if not (n in self._open or n in self._answered)]
+        return [n for n in self._series if n not in self._open and n not in self._replies]
 
     def next(self, number: int) -> list[Question]:
         """Return the most useful open questions, best first."""
