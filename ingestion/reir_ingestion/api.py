@@ -12,6 +12,7 @@ from reir.index_report import IndexProgress, IndexReport
 from reir.models.interfaces import InstanceEncoder
 from reir.store import InstanceStore, open_store
 from reir_ingestion import pipeline
+from reir_ingestion.command_runner import choose_views
 from reir_ingestion.known_sources import known_source
 from reir_ingestion.progress_bar import progress_bar
 from reir_ingestion.sources import SourceOptions, open_source
@@ -54,6 +55,7 @@ def index(  # noqa: PLR0913 - see `reir.index`
             batch_size=batch_size,
             prune=prune,
             retry_failed=retry_failed,
+            views=choose_views(store, gallery, None),
             encoder_spec=spec,
             origin=known_source(source, SourceOptions()),
         )

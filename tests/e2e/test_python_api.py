@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import pytest
 import reir
 from reir.demo.gallery import PHOTOS
 from reir.errors import ConfigError, SourceError
+from reir.images.large_photos import LargePhotos
+from reir.store import open_store
+from reir_ingestion.pipeline import IndexOptions, index
 from reir_testing import FakeEncoder
 from reir_testing.ingestion import write_scenes
 
@@ -68,6 +72,18 @@ def test_index_open_and_list(tmp_path: Path) -> None:
         result = gallery.search("red", k=3, where="area > 0")
         assert 0 < len(result) <= 3
         assert result[0].open().size == result[0].open().convert("RGB").size
+
+
+def test_index_keeps_the_way_of_the_gallery_to_encode_large_photos(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "photos", 2)
+    location, encoder = str(tmp_path / "store"), FakeEncoder()
+    with closing(open_store(location)) as store:
+        options = IndexOptions(views=LargePhotos.ZOOM.views)
+        zoomed = index(tmp_path / "photos", "g", store, encoder, options=options)
+    again = reir.index(
+        tmp_path / "photos", gallery="g", store=location, encoder=encoder, progress=False
+    )
+    assert (again.version, again.unchanged, again.kept_versions) == (zoomed.version, 2, {})
 
 
 def test_what_cannot_be_indexed_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
