@@ -91,7 +91,9 @@ class ContainerSource(ABC):
     def uri_of(self, container: SourceFile, name: str) -> str:
         """Return the canonical URI of an image in a container."""
         # `quote` escapes "#", as it did in the URI of the container, so the only "#" is this one.
-        return f"{self.kind}+{container.uri}#{quote(name)}"
+        # It gets bytes, because a name in an archive need not be valid UTF-8.
+        name_bytes = name.encode("utf-8", "surrogateescape")
+        return f"{self.kind}+{container.uri}#{quote(name_bytes)}"
 
     def container_of(self, file: SourceFile) -> str:
         """Return the URI of the container of an image."""

@@ -80,6 +80,26 @@ def test_members_come_with_the_columns_of_their_sample(tmp_path: Path) -> None:
     assert list(source.uris()) == [file.uri for file in files]
 
 
+def test_member_names_that_are_not_utf_8_are_indexed(
+    tmp_path: Path, photos: Path, store: MemoryStore
+) -> None:
+    contents = [path.read_bytes() for path in sorted(photos.iterdir())[:2]]
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, content in zip(("caf\u00e9.png", "b.png"), contents, strict=True):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    source = open_source(path)
+    files, messages = listed(source)
+    assert messages == []
+    assert [file.uri.rpartition("#")[2] for file in files] == ["caf%E9.png", "b.png"]
+    assert [source.read(file) for file in files] == contents
+    assert not source.has_lost(files[0].uri)
+    assert index(source, "g", store, FakeEncoder()).new == 2
+    assert index(source, "g", store, FakeEncoder()).unchanged == 2
+
+
 def test_a_bad_sidecar_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:
     members = {
         "1.jpg": b"1",
