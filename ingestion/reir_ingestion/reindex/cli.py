@@ -84,8 +84,11 @@ LimitOverrides = Annotated[
     ),
 ]
 Keep = Annotated[
-    int,
-    typer.Option(min=0, help="Number of old versions to keep; `reir rollback` needs at least one."),
+    int | None,
+    typer.Option(
+        min=0,
+        help="Number of old versions to keep; `reir rollback` needs at least one. Default: 1.",
+    ),
 ]
 DryRun = Annotated[
     bool,
@@ -129,7 +132,7 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
     canary: Canaries = None,
     limits: LimitsFile = None,
     limit: LimitOverrides = None,
-    keep: Keep = 1,
+    keep: Keep = None,
     dry_run: DryRun = False,
     drop: Drop = False,
     status: Status = False,
@@ -170,7 +173,7 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
         large_photos=large_photos,
         sources=tuple(known_source(each, SourceOptions()) for each in source or ()),
         keep=keep,
-        limits=load_config(GateLimits, limits, limit or ()),
+        limits=load_config(GateLimits, limits, limit or ()) if limits or limit else None,
         canary_file="" if canary is None else str(canary.absolute()),
     )
     opened_sinks = open_sinks(events, metrics_port, metrics_host)

@@ -6,12 +6,12 @@ Time is measured: a sample of the photos is indexed into memory, on this machine
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from reir.errors import SourceError
+from reir.images.photo_files import BUCKET_SCHEMES
 from reir.models.interfaces import InstanceEncoder
 from reir.store import InstanceStore, default_location, is_embedded
 from reir.store.contract import VersionInfo
@@ -20,7 +20,8 @@ from reir_ingestion.known_sources import known_sources
 from reir_ingestion.pipeline import index
 from reir_ingestion.reindex.known_files import KnownFilesSource
 from reir_ingestion.reindex.run import ReindexRequest
-from reir_ingestion.sources import SourceFile
+from reir_ingestion.sources import Source, SourceFile
+from reir_ingestion.sources.uri_reader import LOCAL_SCHEME
 from reir_ingestion.sources.uri_set import UriSet
 from reir_ingestion.stages import IndexOptions
 
@@ -87,35 +88,36 @@ def make_plan(  # noqa: PLR0913 - each is needed, and they have no common name
     return ReindexPlan(
         sources={each.text: sum(1 for _ in each.uris()) for each in sources},
         others=others,
-        photos_per_s=_measure(store, gallery, live, encoder, options),
+        photos_per_s=_measure(_samples(store, gallery, live, sources), encoder, options),
         bytes_needed=_bytes_needed(location, infos[live], [*infos.values()]),
         bytes_free=shutil.disk_usage(_folder(location)).free if is_embedded(location) else None,
     )
 
 
 def _measure(
-    store: InstanceStore,
-    gallery: str,
-    version: str,
-    encoder: InstanceEncoder,
-    options: IndexOptions,
+    samples: Iterable[Source], encoder: InstanceEncoder, options: IndexOptions
 ) -> float | None:
-    """Return photos per second of indexing a sample into memory."""
-    files = tuple(_sample(store, gallery, version))
-    if not files:
-        return None
-    source = KnownFilesSource(f"a sample of gallery {gallery}", files)
-    try:
+    """Return photos per second of indexing the first sample that can be read into memory."""
+    for sample in samples:
         # In memory, so that a dry run leaves the store as it is.
-        report = index(source, gallery, MemoryStore(), encoder, options=options)
-    except SourceError:
-        return None
-    return report.new / report.seconds if report.new else None
+        report = index(sample, "sample", MemoryStore(), encoder, options=options)
+        if report.new:
+            return report.new / report.seconds
+    return None
 
 
-def _sample(store: InstanceStore, gallery: str, version: str) -> Iterator[SourceFile]:
-    for row in islice(store.iter_images(gallery, version, status="indexed"), SAMPLE_PHOTOS):
-        yield SourceFile(row.uri, row.size_bytes, row.mtime_ns, row.attributes)
+def _samples(
+    store: InstanceStore, gallery: str, version: str, sources: Sequence[Source]
+) -> Iterator[Source]:
+    """Yield samples of the photos of a gallery; the first one is the most typical."""
+    text = f"a sample of gallery {gallery}"
+    rows = store.iter_images(gallery, version, status="indexed")
+    plain = (row for row in rows if row.uri.startswith((LOCAL_SCHEME, *BUCKET_SCHEMES)))
+    files = (SourceFile(row.uri, row.size_bytes, row.mtime_ns, row.attributes) for row in plain)
+    yield KnownFilesSource(text, tuple(islice(files, SAMPLE_PHOTOS)))
+    # Images in archives and tables, and on the web, can be read by their source alone.
+    for source in sources:
+        yield KnownFilesSource(text, tuple(islice(source.files(), SAMPLE_PHOTOS)), source)
 
 
 def _bytes_needed(location: str | None, live: VersionInfo, versions: Sequence[VersionInfo]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ _CHUNK = 512
 MAX_OTHER_PHOTOS = 200_000
 """Limit of the photos that are in no source: they are sent to every worker."""
 
+KEPT_VERSIONS = 1
+"""Number of old versions that a job keeps by default; `reir rollback` needs at least one."""
+
 SWITCH_SEEN_S = 2.0
 """After a switch, servers still search the version before for up to a second."""
 
@@ -41,22 +44,22 @@ OnState = Callable[[ReindexJob], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ReindexRequest:
-    """What the user asks for; None and empty values keep what the gallery has.
+    """What the user asks for; None and empty values keep what the gallery or the job has.
 
     Attributes:
         encoder: spec of the encoder.
         large_photos: how to encode large photos.
         sources: what to index; empty for the sources that the gallery was indexed from.
-        keep: number of old versions to keep.
-        limits: of the check.
+        keep: number of old versions to keep; `KEPT_VERSIONS` for a new job.
+        limits: of the check; those of `GateLimits` for a new job.
         canary_file: file with canaries.
     """
 
     encoder: str = ""
     large_photos: LargePhotos | None = None
     sources: tuple[KnownSource, ...] = ()
-    keep: int = 1
-    limits: GateLimits = field(default_factory=GateLimits)
+    keep: int | None = None
+    limits: GateLimits | None = None
     canary_file: str = ""
 
 
@@ -90,8 +93,8 @@ def reindex(
     Args:
         store: the store.
         gallery: name of the gallery, which must have a live version.
-        request: what to build. A job that is continued keeps its own request; a request that
-            differs from it is refused.
+        request: what to build. A job that is continued takes over `keep`, `limits` and
+            `canary_file`; a request that differs from it in anything else is refused.
         build: indexes one source.
         on_state: called at the start of every state.
 
@@ -108,6 +111,8 @@ def reindex(
             save_job(store, job)
         else:
             _check_request(job, request)
+            job = _with_changes(job, request)
+            save_job(store, job)
         return _Run(store, lease, build, on_state).finish(job)
 
 
@@ -174,8 +179,8 @@ def _new_job(
         encoder=request.encoder or stored_spec(store, gallery),
         large_photos=request.large_photos,
         sources=sources,
-        keep=request.keep,
-        limits=request.limits,
+        keep=KEPT_VERSIONS if request.keep is None else request.keep,
+        limits=request.limits or GateLimits(),
         canary_file=request.canary_file,
         leftovers=tuple(each for each in leftovers if each in names and each not in kept),
         started_s=now_s,
@@ -198,7 +203,8 @@ def _check_request(job: ReindexJob, request: ReindexRequest) -> None:
     Raises:
         ConfigError: it asks for something else.
     """
-    # What was not asked for is as in the job. The limits may always be changed.
+    # What was not asked for is as in the job. `_with_changes` takes over what does not affect the
+    # candidate.
     different = [
         name
         for name, wanted, has in (
@@ -215,6 +221,16 @@ def _check_request(job: ReindexJob, request: ReindexRequest) -> None:
             f"with `reir reindex {job.gallery}`, or drop it with `reir reindex {job.gallery} "
             f"--drop`"
         )
+
+
+def _with_changes(job: ReindexJob, request: ReindexRequest) -> ReindexJob:
+    """Return the job with the settings of the request that a job may change while it continues."""
+    return replace(
+        job,
+        keep=job.keep if request.keep is None else request.keep,
+        limits=request.limits or job.limits,
+        canary_file=request.canary_file or job.canary_file,
+    )
 
 
 class _Run:

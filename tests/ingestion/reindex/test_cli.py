@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -154,6 +155,42 @@ def test_a_dry_run_changes_nothing(gallery: str, run: Run, tmp_path: Path, photo
     shown = run("reindex", gallery, "--dry-run")
     assert "8 photos" in shown
     assert "other photos" in shown
+
+
+def test_a_dry_run_measures_photos_that_only_their_source_can_read(
+    photos: Path, run: Run, tmp_path: Path
+) -> None:
+    archive = tmp_path / "x.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos, ".")
+    run("index", str(archive), "--gallery", "packed")
+    plan = json.loads(run("reindex", "packed", "--dry-run", "--json"))
+    assert plan["photos"] == len(COLORS)
+    assert plan["photos_per_s"] > 0
+    # one photo that the plain reader can read is enough for a sample of such photos
+    save_photo(tmp_path / "up.png", "red", RIGHT)
+    run("index", str(tmp_path / "up.png"), "--gallery", "packed")
+    plan = json.loads(run("reindex", "packed", "--dry-run", "--json"))
+    assert plan["photos_per_s"] > 0
+
+
+def test_limits_and_keep_may_change_when_a_job_continues(
+    gallery: str, run: Run, tmp_path: Path
+) -> None:
+    def interrupt() -> tuple[int, int]:
+        """Set the last job back, and return what it kept and how many canaries it needed."""
+        with closing(open_store(str(tmp_path / "store"))) as store:
+            job = load_job(store, gallery)
+            assert job is not None
+            save_job(store, job.to(State.INDEXING))
+            return job.keep, job.limits.min_canaries
+
+    run("reindex", gallery, "--keep", "2", *CALM)
+    assert interrupt() == (2, 4)
+    run("reindex", gallery)
+    assert interrupt() == (2, 4)
+    run("reindex", gallery, "--keep", "0", "--limit", "min_canaries=3")
+    assert interrupt() == (0, 3)
 
 
 def test_sources_are_listed_and_forgotten(gallery: str, run: Run, photos: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tarfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -202,6 +204,29 @@ def test_photos_that_are_in_no_source_are_indexed_too(store: MemoryStore, tmp_pa
     assert len(rows) == 9
 
 
+def test_photos_that_only_their_own_source_can_read_count_as_lost(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    photo, archive = tmp_path / "in archive.png", tmp_path / "x.tar"
+    save_photo(photo, "red", RIGHT)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photo, photo.name)
+    index(open_source(archive), G, store, FakeEncoder())  # its source is not recorded
+    result = start(store)
+    assert (result.job.state, result.job.error) == (State.REJECTED, "")
+    assert result.report is not None
+    assert "lost photos" in [check.name for check in result.report.failed_checks]
+    (failed,) = store.iter_images(G, result.job.candidate, status="failed")
+    assert failed.uri.startswith("tar+")
+    assert (failed.reason, "name it with --source" in failed.detail) == ("unreadable", True)
+    limits = replace_limits(lost_photos=0.2, more_failures=0.2)
+    assert start(store, limits=limits).job.state is State.DONE
+
+
+def replace_limits(**changes: float) -> GateLimits:
+    return LIMITS.model_copy(update=changes)
+
+
 def test_photos_that_are_added_during_the_job_are_not_lost(
     store: MemoryStore, tmp_path: Path
 ) -> None:
@@ -336,6 +361,32 @@ def test_an_interrupted_job_is_not_mixed_up_with_another_request(store: MemorySt
     with pytest.raises(ConfigError, match=r"\(--encoder\) stopped at 'checking'"):
         start(store, encoder="worse:x")
     assert start(store, encoder="").job.encoder == "better:x"
+
+
+def test_a_job_that_continues_takes_new_limits_canaries_and_keep(
+    store: MemoryStore, photos: Path, tmp_path: Path
+) -> None:
+    for color in COLORS[:4]:
+        (photos / f"{color}.png").unlink()
+    kill_in(State.CHECKING, store)
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text(
+        json.dumps({"expression": "the red one", "photo": str(photos / f"{COLORS[4]}.png")})
+    )
+    limits = replace_limits(min_canaries=1, lost_photos=0.5, br1_drop=1, br10_drop=1)
+    result = start(store, limits=limits, keep=0, canary_file=str(wrong))
+    assert result.job.state is State.DONE
+    assert (result.job.limits, result.job.keep) == (limits, 0)
+    assert result.job.canary_file == str(wrong)
+    assert versions(store) == [result.job.candidate]
+
+
+def test_a_job_that_continues_keeps_what_was_not_given_again(store: MemoryStore) -> None:
+    kill_in(State.CHECKING, store)
+    before = replace(job_of(store), limits=replace_limits(recall=0.5), keep=3)
+    save_job(store, before)
+    result = reindex(store, G, ReindexRequest(), partial(build, store))
+    assert (result.job.limits, result.job.keep) == (before.limits, 3)
 
 
 def test_two_jobs_of_one_gallery_exclude_each_other(store: MemoryStore) -> None:
