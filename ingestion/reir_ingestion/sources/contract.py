@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from reir.records import Attributes
+from reir.store.filters import MAX_INT
 
 # fmt: off
 IMAGE_SUFFIXES = (
@@ -51,7 +52,7 @@ other, so that the ledger records why it was not indexed."""
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One listed image.
+    """One listed image. A size or time beyond the 64 bits of the ledger becomes the nearest number.
 
     Attributes:
         uri: canonical URI, under which the image is stored.
@@ -68,6 +69,13 @@ class SourceFile:
     mtime_ns: int
     attributes: Attributes = field(default_factory=dict)
     offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Bound size and time: a wrong clock or server must not make the store refuse a batch."""
+        for name in ("size_bytes", "mtime_ns"):
+            value = getattr(self, name)
+            if abs(value) > MAX_INT:
+                object.__setattr__(self, name, max(-MAX_INT, min(value, MAX_INT)))
 
 
 class Source(Protocol):

@@ -25,6 +25,7 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 
 from reir.errors import ImageError, ImageFailure
+from reir.store.filters import MAX_INT
 from reir_ingestion.sources.contract import UNKNOWN_TIME_NS, FileStatus
 from reir_ingestion.sources.network_retries import Answer, LocationUnreachable, read_with_retries
 
@@ -37,6 +38,8 @@ NUM_STATUS_THREADS = 16
 
 # Images are read in parts, so that the limits of size and time are checked in between.
 _READ_BYTES = 256 * 1024
+# In nanoseconds, and with a hash in place of those, a later time would exceed 64 bits.
+_MAX_SECONDS = MAX_INT // 10**9 - 1
 _GONE = frozenset({404, 410})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 # urllib does not decompress bodies, and `Content-Length` has to be the size of the file.
@@ -95,8 +98,14 @@ class WebReader:
         deadline_s = time.monotonic() + FETCH_TIMEOUT_S
         with self._request(url, "GET") as response:
             parts: list[bytes] = []
-            num_bytes = 0
-            while part := response.read(_READ_BYTES):
+            num_bytes, expected = 0, response.length  # None if the server does not say
+            while num_bytes != expected:
+                # `read1` returns what has arrived; `read` would wait for all of it, so that a slow
+                # server could keep it beyond the deadline.
+                wanted = _READ_BYTES if expected is None else expected - num_bytes
+                part = response.read1(min(_READ_BYTES, wanted))
+                if not part:
+                    break
                 num_bytes += len(part)
                 if num_bytes > max_bytes:
                     raise ImageError(
@@ -108,10 +117,10 @@ class WebReader:
                         f"{url}: download not complete after {FETCH_TIMEOUT_S:g} s"
                     )
                 parts.append(part)
-            # A partial `read` does not raise an error when the connection breaks off.
-            if response.length:
+            # `read1` does not raise an error when the connection breaks off.
+            if expected is not None and num_bytes < expected:
                 raise LocationUnreachable(
-                    f"{url}: the connection broke off {response.length} bytes before the end"
+                    f"{url}: the connection broke off {expected - num_bytes} bytes before the end"
                 )
             return b"".join(parts)
 
@@ -229,7 +238,7 @@ def _status_of(headers: Message) -> FileStatus:
     therefore changes if either of the two headers changes.
     """
     length, modified, etag = (headers[each] for each in ("Content-Length", "Last-Modified", "ETag"))
-    size_bytes = int(length) if length and length.isdecimal() else 0
+    size_bytes = _number(length)
     if not modified and not etag:
         return FileStatus(size_bytes, UNKNOWN_TIME_NS)
     digest = hashlib.blake2b((etag or "").encode(), digest_size=8).digest()
@@ -238,9 +247,17 @@ def _status_of(headers: Message) -> FileStatus:
     )
 
 
+def _number(length: str | None) -> int:
+    try:
+        return max(0, int(length or ""))
+    except ValueError:  # also for more digits than Python converts
+        return 0
+
+
 def _seconds(modified: str | None) -> int:
     try:
-        return max(0, int(parsedate_to_datetime(modified or "").timestamp()))
+        seconds = int(parsedate_to_datetime(modified or "").timestamp())
+        return max(0, min(seconds, _MAX_SECONDS))
     except (ValueError, OverflowError):
         return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from reir.errors import SourceError
 from reir.images.decode import canonical_uri, path_of_uri
+from reir.store import open_store
 from reir.store.memory import MemoryStore
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import SourceFile, SourceOptions, local, open_source, patterns
@@ -54,6 +56,17 @@ def test_files_come_with_size_and_time(tmp_path: Path) -> None:
     (file,) = open_source(tmp_path).files()
     assert (file.size_bytes, file.mtime_ns) == (1, 1_234_567_891)
     assert file.uri == canonical_uri(tmp_path / "a.jpg")
+
+
+def test_a_time_beyond_64_bits_is_clamped(tmp_path: Path) -> None:
+    """In nanoseconds, the years after 2262 do not fit into the ledger."""
+    (path,) = write_scenes(tmp_path / "photos", 1)
+    os.utime(path, (10**10, 10**10))
+    (file,) = open_source(tmp_path / "photos").files()
+    assert file.mtime_ns == 2**63 - 1
+    with closing(open_store(str(tmp_path / "store"))) as store:
+        assert index(tmp_path / "photos", "g", store, FakeEncoder()).new == 1
+        assert index(tmp_path / "photos", "g", store, FakeEncoder()).unchanged == 1
 
 
 def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:

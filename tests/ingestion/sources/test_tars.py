@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Mapping
@@ -98,6 +99,14 @@ def test_member_names_that_are_not_utf_8_are_indexed(
     assert not source.has_lost(files[0].uri)
     assert index(source, "g", store, FakeEncoder()).new == 2
     assert index(source, "g", store, FakeEncoder()).unchanged == 2
+
+
+def test_the_time_of_an_archive_from_the_far_future_fits_into_the_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(archive({"1.jpg": b"one"}))
+    os.utime(path, (10**10, 10**10))
+    ((file,), _) = listed(open_source(path))
+    assert file.mtime_ns == 2**63 - 1
 
 
 def test_a_bad_sidecar_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:

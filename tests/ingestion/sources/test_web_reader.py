@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from reir.errors import ImageError, ImageFailure, SourceError
+from reir.store import open_store
 from reir.store.memory import MemoryStore
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import (
@@ -41,6 +43,7 @@ class Page:
     failures: int = 0
     claims_bytes: int | None = None
     delay_s: float = 0.0
+    byte_pause_s: float = 0.0
 
 
 @dataclass
@@ -74,7 +77,13 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             self.end_headers()
             if self.command == "GET":
                 time.sleep(page.delay_s)
-                self.wfile.write(page.body)
+                if page.byte_pause_s:
+                    with suppress(OSError):  # the reader may hang up
+                        for byte in page.body:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(page.byte_pause_s)
+                else:
+                    self.wfile.write(page.body)
 
         do_HEAD = do_GET  # noqa: N815, the name is the base class's
 
@@ -201,6 +210,51 @@ def test_the_reason_of_every_failure(site: Site, monkeypatch: pytest.MonkeyPatch
     assert failure(slow, READER).reason is ImageFailure.UNREACHABLE
     flaky = site.put("/flaky.jpg", b"abc", failures=2)
     assert READER.read(flaky, 10) == b"abc"
+
+
+def test_a_server_that_sends_byte_by_byte_is_given_up_at_the_deadline(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_reader, "FETCH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(network_retries, "RETRY_PAUSES_S", ())
+    started_s = time.monotonic()
+    error = failure(site.put("/drip.jpg", bytes(100), byte_pause_s=0.05), READER)
+    assert time.monotonic() - started_s < 3
+    assert (error.reason, "not complete after 0.2 s" in error.detail) == (
+        ImageFailure.UNREACHABLE,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Last-Modified": "Fri, 31 Dec 9999 23:59:59 GMT"},
+        {"Content-Length": "9" * 25, "ETag": '"a"'},
+        {"Content-Length": "9" * 5000, "ETag": '"a"'},
+    ],
+)
+def test_sizes_and_times_beyond_64_bits_do_not_stop_a_run(
+    site: Site, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    (photo,) = write_scenes(tmp_path, 1)
+    bad = site.put("/1.png", photo.read_bytes(), headers=headers)
+    good = site.put("/2.png", photo.read_bytes())
+    (tmp_path / "list.txt").write_text(f"{bad}\n{good}")
+    source = open_source(tmp_path / "list.txt", ALLOWED)
+    with closing(open_store(str(tmp_path / "store"))) as store:
+        report = index(source, "g", store, FakeEncoder())
+    assert (report.new + report.num_failed, report.num_listed) == (2, 2)
+
+
+def test_an_etag_shows_changes_of_a_file_from_the_far_future(site: Site) -> None:
+    seen = set()
+    for etag in ('"a"', '"b"'):
+        headers = {"Last-Modified": "Fri, 31 Dec 9999 23:59:59 GMT", "ETag": etag}
+        (status,) = READER.statuses([site.put("/1.jpg", b"12", headers=headers)])
+        assert status is not None
+        seen.add(SourceFile("http://x/1.jpg", *status).mtime_ns)
+    assert len(seen) == 2
 
 
 def test_status_changes_with_the_headers(site: Site) -> None:
