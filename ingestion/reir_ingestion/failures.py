@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from reir.errors import ConfigError, TooManyFailures
 from reir.records import ImageRecord
@@ -28,7 +29,7 @@ class FailureLimit:
     """
 
     text: str
-    value: float
+    value: Fraction
     is_fraction: bool
 
     @classmethod
@@ -45,13 +46,15 @@ class FailureLimit:
                 f"got {text!r}"
             )
         is_fraction = found[2] is not None
-        return cls(text, float(found[2]) / 100 if is_fraction else int(found[1]), is_fraction)
+        # Exact, because 0.7% of 1,000 as a float is less than 7.
+        return cls(
+            text, Fraction(found[2]) / 100 if is_fraction else Fraction(found[1]), is_fraction
+        )
 
     def allowed(self, num_images: int) -> int:
         """Return how many of `num_images` may fail."""
-        return (
-            int(self.value * max(num_images, MIN_IMAGES)) if self.is_fraction else int(self.value)
-        )
+        of_images = max(num_images, MIN_IMAGES) if self.is_fraction else 1
+        return int(self.value * of_images)
 
 
 @dataclass

@@ -104,8 +104,11 @@ def wrong_sentences(
 
 def _replaced_once(text: str, words: Mapping[str, str]) -> str | None:
     """Return the text with its first word of `words` replaced; None if it has none of them."""
-    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    longest_first = sorted(words, key=len, reverse=True)
+    # In groups, which tell the word that was found: in the text it may have other capitals.
+    pattern = "|".join(f"({re.escape(word)})" for word in longest_first)
     found = re.search(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
-    if found is None:
+    if found is None or found.lastindex is None:
         return None
-    return text[: found.start()] + words[found.group().lower()] + text[found.end() :]
+    other = words[longest_first[found.lastindex - 1]]
+    return text[: found.start()] + other + text[found.end() :]

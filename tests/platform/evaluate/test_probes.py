@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from reir.datasets import ReferringDataset
-from reir.datasets.wrong_words import KINDS
+from reir.datasets.wrong_words import KINDS, wrong_sentences
 from reir.errors import DataError
 from reir.evaluate import evaluate_probes
 from reir.evaluate.probes import find_probes
@@ -60,6 +60,12 @@ def test_whole_words_only_and_no_probe_without_its_words(tmp_path: Path) -> None
 
 def test_a_person_goes_by_many_words(tmp_path: Path) -> None:
     assert altered(tmp_path, "the woman with a bag", "person") == {"absent": "the cat with a bag"}
+
+
+def test_classes_may_have_capital_letters() -> None:
+    found = wrong_sentences("the Dog left", "Dog", ["Dog"], ["Dog", "Cat"])
+    assert dict(found)["absent"] == "the Cat left"
+    assert dict(wrong_sentences("a \u017fmall dog", "", [], [])) == {"size": "a large dog"}
 
 
 def test_a_model_that_understands_a_word_passes_its_probe(tmp_path: Path) -> None:

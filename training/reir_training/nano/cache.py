@@ -120,7 +120,7 @@ def build_cache(
     """
     folder = root / fingerprint(model, photos)
     folder.mkdir(parents=True, exist_ok=True)
-    counter = folder / "done.json"
+    counter, unfinished = folder / "done.json", folder / "done.json.unfinished"
     done = json.loads(counter.read_text()) if counter.exists() else 0
     # Copy the model, because the extractor rounds its frozen part to bf16.
     extract = CandidateExtractor(copy.deepcopy(model), fast_dtype())
@@ -133,8 +133,10 @@ def build_cache(
         arrays = arrays or _open(folder, values, len(photos))
         for name, value in values.items():
             arrays[name][start : start + len(part)] = value
-        # Updated after the arrays, so that an interrupted batch is computed again.
-        counter.write_text(json.dumps(start + len(part)))
+        # Updated after the arrays, so that an interrupted batch is computed again; and renamed,
+        # because a kill during the write would leave it empty.
+        unfinished.write_text(json.dumps(start + len(part)))
+        unfinished.replace(counter)
         on_progress(start + len(part), len(photos))
     return folder
 

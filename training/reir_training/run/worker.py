@@ -223,8 +223,10 @@ def _training_metadata(
     lines = [json.loads(line) for line in (Path(job["output"]) / METRICS).read_text().splitlines()]
     starts = [line["time"] for line in lines if line["event"] == "start"]
     # After a restart, steps are repeated and logged again, but count only once.
-    steps = {(line["epoch"], line["step"]) for line in lines if line["event"] == "progress"}
-    last_steps = {epoch: max(s for e, s in steps if e == epoch) for epoch, _ in steps}
+    last_steps: dict[int, int] = {}
+    for line in lines:
+        if line["event"] == "progress":
+            last_steps[line["epoch"]] = max(line["step"], last_steps.get(line["epoch"], 0))
     return {
         **task.about(),
         "stage": job["stage"],
