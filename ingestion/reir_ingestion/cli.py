@@ -22,6 +22,7 @@ from reir.cli.common import (
     photo_name,
     plural,
     print_json,
+    printable,
 )
 from reir.images.large_photos import LargePhotos
 from reir_ingestion.command_runner import CommandRunner, choose_views, open_sinks, stoppable
@@ -294,7 +295,7 @@ def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: boo
             for uri in uris:
                 screen.print(f"  {kind}: {photo_name(uri)}", markup=False, soft_wrap=True)
         for line in report.repair_commands(source.text, _store_option(store)):
-            screen.print(f"To repair:  {line}", markup=False, soft_wrap=True)
+            screen.print(f"To repair:  {printable(line)}", markup=False, soft_wrap=True)
     if not report.is_consistent:
         raise typer.Exit(1)
 

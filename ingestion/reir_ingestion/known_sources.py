@@ -82,4 +82,6 @@ def forget_source(store: InstanceStore, gallery: str, source: KnownSource) -> No
 
 def _name(gallery: str, source: KnownSource) -> str:
     # The same source with other options is the same source: the last options count.
-    return f"{gallery}/{hashlib.sha256(source.text.encode()).hexdigest()[:16]}"
+    # A path may have bytes that are not UTF-8; JSON documents hold them as escaped surrogates.
+    text = source.text.encode("utf-8", "surrogateescape")
+    return f"{gallery}/{hashlib.sha256(text).hexdigest()[:16]}"

@@ -24,6 +24,7 @@ from reir.cli.common import (
     output,
     plural,
     print_json,
+    printable,
 )
 from reir.errors import ConfigError
 from reir.images.large_photos import LargePhotos
@@ -228,7 +229,9 @@ def sources(
     table = new_table("source", "last indexed", "options")
     for each in found:
         values = _source_values(each)
-        table.add_row(Text(each.text), _age(each.indexed_s), ", ".join(values["options"]))
+        table.add_row(
+            Text(printable(each.text)), _age(each.indexed_s), ", ".join(values["options"])
+        )
     output().print(table)
 
 
@@ -253,7 +256,7 @@ def _run(running: CommandRunner, gallery: str, request: ReindexRequest) -> Reind
     from reir_ingestion.reindex.run import reindex as run_job
 
     def build(source: OpenSource, job: ReindexJob) -> IndexReport:
-        messages().print(f"Indexing {source.text} into version {job.candidate}")
+        messages().print(f"Indexing {printable(source.text)} into version {job.candidate}")
         options = _options(running.store, gallery, job.encoder, job.large_photos)
         return running.index(source, gallery, replace(options, candidate=job.candidate))
 
@@ -322,7 +325,7 @@ def _show_job(store: InstanceStore, job: ReindexJob, *, as_json: bool) -> None:
     table.add_row("compared with", job.live)
     table.add_row("encoder", job.encoder or "clare-nano")
     for each in job.sources:
-        table.add_row("source", Text(each.text))
+        table.add_row("source", Text(printable(each.text)))
     table.add_row("started", _age(job.started_s))
     table.add_row("last change", _age(job.updated_s))
     if failed:
@@ -355,7 +358,7 @@ def _show_plan(plan: ReindexPlan, *, as_json: bool) -> None:
     table = new_table("", "", "")
     table.show_header = False
     for text, number in plan.sources.items():
-        table.add_row("source", plural(number, "photo"), Text(text))
+        table.add_row("source", plural(number, "photo"), Text(printable(text)))
     if plan.others:
         table.add_row("other photos", plural(plan.others, "photo"), "uploaded, or from elsewhere")
     if plan.seconds is None or plan.photos_per_s is None:

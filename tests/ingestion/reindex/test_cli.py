@@ -18,7 +18,7 @@ from reir.store import open_store
 from reir_ingestion.reindex.cli import REJECTED
 from reir_ingestion.reindex.job import State, load_job, save_job
 from reir_ingestion.reindex.run import lease_of
-from reir_testing.fake_models import COLORS, RIGHT, save_photo
+from reir_testing.fake_models import COLORS, RIGHT, save_photo, save_photos
 
 # The fake models answer in less than a millisecond, and other tests run beside this one.
 CALM = ("--limit", "min_canaries=4", "--limit", "latency_ratio=1000")
@@ -203,6 +203,18 @@ def test_sources_are_listed_and_forgotten(gallery: str, run: Run, photos: Path) 
     assert json.loads(run("sources", gallery, "--json")) == []
     assert "name them with --source" in run("reindex", gallery, status=2, both=True)
     assert "is live" in run("reindex", gallery, "--source", str(photos), *CALM)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_indexed_and_known(run: Run, tmp_path: Path) -> None:
+    folder = save_photos(tmp_path / os.fsdecode(b"caf\xe9"))
+    run("index", str(folder), "--gallery", "odd")
+    (source,) = json.loads(run("sources", "odd", "--json"))
+    assert source["source"] == str(folder)
+    assert r"caf\udce9" in run("sources", "odd")
+    result = json.loads(run("reindex", "odd", "--json", "--limit", "latency_ratio=1000"))
+    assert result["indexed"][0]["new"] == len(COLORS)
+    run("sources", "odd", "--forget", str(folder))
+    assert json.loads(run("sources", "odd", "--json")) == []
 
 
 @pytest.mark.parametrize(
