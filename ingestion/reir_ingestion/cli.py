@@ -24,6 +24,7 @@ from reir.cli.common import (
     print_json,
     printable,
 )
+from reir.errors import ConfigError
 from reir.images.large_photos import LargePhotos
 from reir_ingestion.command_runner import CommandRunner, choose_views, open_sinks, stoppable
 from reir_ingestion.runner_choice import RunnerName
@@ -229,6 +230,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         _verify(found, gallery, store, as_json=as_json)
         return
     _check_import(bulk_import, store)
+    _check_report(report_to)
     named = encoder_from_options(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     opened_sinks = open_sinks(events, metrics_port, metrics_host)
@@ -249,9 +251,9 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         )
         running = CommandRunner(held, store, runner, num_workers, num_gpus, sinks)
         report = running.index(found, gallery, options)
+    _show(report, store, zoomed=views is not None, as_json=as_json)
     if report_to is not None:
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    _show(report, store, zoomed=views is not None, as_json=as_json)
 
 
 def _show(report: IndexReport, store: str | None, *, zoomed: bool, as_json: bool) -> None:
@@ -272,6 +274,16 @@ def _check_import(bulk_import: str, store: str | None) -> None:
 
     if bulk_import and is_embedded(store):
         raise import_needs_server_error(store or default_location())
+
+
+def _check_report(path: Path | None) -> None:
+    """Fail before the run, which may take days, if the report could not be written after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"--report {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--report {path}: there is no folder {path.parent}; create it first")
 
 
 def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:

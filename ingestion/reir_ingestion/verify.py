@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
+from reir.operations.erase.tombstones import tombstones_of
 from reir.records import ImageRecord
 from reir.store.contract import InstanceStore
 from reir_ingestion.loading import PendingImage, is_up_to_date
@@ -217,7 +218,12 @@ def _compare_source(
     found: _DifferenceLog,
     unlisted: list[str],
 ) -> int:
-    """Find files that are new or changed; return how many files were listed."""
+    """Find files that are new or changed; return how many files were listed.
+
+    A file that `reir erase` has deleted from the gallery, by its name, is left out by every run, so
+    it is not new.
+    """
+    erased = tombstones_of(store, place[0])
     listed = 0
     files = source.files(lambda folder, _: unlisted.append(folder))
     while chunk := list(islice(files, CHUNK)):
@@ -227,7 +233,8 @@ def _compare_source(
         for image in images:
             previous = ledger.get(image.image_id)
             if previous is None:
-                found.add("new", image.file.uri)
+                if not erased.covers_uri(image.file.uri):
+                    found.add("new", image.file.uri)
             # A failed image is not a difference, even if the next run would try it again.
             elif previous.status == "indexed" and not is_up_to_date(
                 previous, image.file, retry_failed=False

@@ -19,6 +19,7 @@ from reir_ingestion.pipeline import index
 from reir_ingestion.ray.runner import index_on_ray
 from reir_ingestion.sources import SourceOptions, open_source
 from reir_ingestion.stages import IndexOptions
+from reir_ingestion.verify import verify
 from reir_testing import FakeEncoder
 from reir_testing.fake_models import LEFT, save_photo, save_photos
 
@@ -63,6 +64,17 @@ def test_the_same_source_does_not_bring_an_erased_photo_back(
     assert (report.new, report.unchanged, report.erased, report.read) == (0, 7, 1, 0)
     assert report.num_listed == 8
     assert "red.png" not in names(store)
+
+
+def test_an_erased_photo_is_no_difference_to_the_source(
+    store: InstanceStore, photos: Path, erase_red: Callable[[], None]
+) -> None:
+    erase_red()
+    save_photo(photos / "late.png", "green", LEFT)
+    report = verify(open_source(photos), G, store, store.live_version(G))
+    assert (report.listed, report.differences["new"]) == (9, 1)
+    index(open_source(photos), G, store, FakeEncoder())
+    assert verify(open_source(photos), G, store, store.live_version(G)).is_consistent
 
 
 def test_a_copy_under_another_name_is_recognized_by_its_content(

@@ -16,6 +16,7 @@ from reir.errors import ConfigError
 from reir.index_report import STAGES
 from reir.sinks import JsonLines, Record
 from reir.store.memory import MemoryStore
+from reir_ingestion.command_runner import CommandRunner
 from reir_ingestion.metrics import PrometheusSink
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.report import BatchTimes
@@ -183,6 +184,51 @@ def test_the_command_writes_events_and_report_and_prints_the_metrics_address(
     assert sum(line["images"] for line in lines if line["event"] == "batch") == 22
     assert main.run([*command, "--events", str(events)]) == 0
     assert len(events.read_text().splitlines()) > len(lines)  # appended to those of the first run
+
+
+def test_a_report_that_cannot_be_written_is_noticed_before_the_run(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REIR_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: pytest.fail("not needed"))
+    report = tmp_path / "none" / "report.json"
+    assert main.run(["index", str(photos), "--gallery", "g", "--report", str(report)]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"--report {report}" in shown
+    assert f"there is no folder {report.parent}; create it" in shown
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_report_is_shown_even_if_it_cannot_be_written(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REIR_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: FakeEncoder())
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    monkeypatch.setattr(CommandRunner, "index", removing(folder, CommandRunner.index))
+    report = folder / "report.json"
+    assert main.run(["index", str(photos), "--gallery", "g", "--report", str(report)]) == 1
+    shown = capsys.readouterr()
+    assert "gallery g" in shown.out
+    assert str(report) in "".join(shown.err.split())
+
+
+def removing(folder: Path, function: Any) -> Any:
+    """The function, after which the folder is gone."""
+
+    def call(*args: Any) -> Any:
+        found = function(*args)
+        folder.rmdir()
+        return found
+
+    return call
 
 
 def test_json_lines_are_complete_when_written(tmp_path: Path) -> None:

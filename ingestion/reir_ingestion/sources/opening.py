@@ -92,7 +92,8 @@ def _open(text: str, options: SourceOptions) -> tuple[Source, str]:
     """Return the source, and a description of what it looks for."""
     # Modules of sources are imported where they are used: some need pyarrow, botocore or Lance,
     # which a local folder does not.
-    path = Path(text).expanduser()
+    # Not `Path.expanduser`, which raises an error for a name such as "~photo.jpg".
+    path = Path(os.path.expanduser(text))
     # A Lance table is a folder, and is recognized first because `_name` ignores names of folders.
     if path.suffix == LANCE_SUFFIX and path.is_dir():
         from reir_ingestion.sources.lance import open_lance

@@ -255,6 +255,18 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert listed(open_source("~/pictures")) == ["1.jpg"]
 
 
+@pytest.mark.parametrize("name", ["~photo.jpg", "~nosuchuser/1.jpg"])
+def test_a_name_may_begin_like_the_home_of_somebody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="does not exist"):
+        open_source(name)
+    make(tmp_path, name)
+    (file,) = open_source(name).files()
+    assert path_of(file) == str(tmp_path / name)
+
+
 def test_only_deleted_files_of_the_source_are_lost(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg", "a/b/2.jpg", "ab/3.jpg")
     folder, glob = open_source(tmp_path / "a"), open_source(tmp_path / "a" / "*.jpg")
