@@ -15,7 +15,7 @@ from reir.images.decode import canonical_uri, path_of_uri
 from reir_ingestion.sources.containers import ContainerSource
 from reir_ingestion.sources.contract import OnError, SourceFile, ignore_error
 from reir_ingestion.sources.parquet import MAX_OPEN_TABLES, bytes_column, cell_bytes
-from reir_ingestion.sources.parquet_rows import ROWS_AT_ONCE, attribute_columns, plain
+from reir_ingestion.sources.parquet_rows import ROWS_AT_ONCE, attribute_columns, plain, rows_of
 from reir_ingestion.sources.uri_reader import UriReader
 
 _ROW_ID = "_rowid"
@@ -50,7 +50,7 @@ class LanceSource(ContainerSource):
             with_row_id=True,
             scan_in_order=True,  # `read` finds a row by its position in this order
         ).to_batches()
-        for position, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        for position, row in enumerate(row for batch in batches for row in rows_of(batch)):
             name = str(row.pop(_ROW_ID))
             try:
                 attributes = validate_attributes(plain(row))

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 # Rows are decoded so many at a time, so that a table of any length can be listed.
 ROWS_AT_ONCE = 1024
 
+# Raised for times in years beyond 1 to 9999, and in a time zone that is not known here.
+_NOT_REPRESENTABLE = (OverflowError, ValueError)
+
 
 def parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the number of each row, from 1 on, and the columns that can become attributes.
@@ -27,11 +30,28 @@ def parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         # A column with the bytes of images is not among them, so listing a table reads no image.
         wanted = attribute_columns(table.schema_arrow)
         for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
-            for row in batch.to_pylist():
+            for row in rows_of(batch):
                 number += 1
                 yield number, plain(row)
     except pa.ArrowException as error:  # whoever lists a file expects an OSError if it is damaged
         raise OSError(f"row {number}: {error}") from error
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return the rows of a batch, with None for times that Python cannot represent."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except _NOT_REPRESENTABLE:  # cell by cell takes longer, so only if one of them is bad
+        cells = [[_value(cell) for cell in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*cells, strict=True)]
+    return rows
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except _NOT_REPRESENTABLE:
+        return None
 
 
 def attribute_columns(schema: pa.Schema) -> list[str]:

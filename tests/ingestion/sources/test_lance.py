@@ -71,6 +71,13 @@ def test_a_row_of_a_version_that_is_gone_cannot_be_read(tmp_path: Path) -> None:
     assert caught.value.reason is ImageFailure.UNREADABLE
 
 
+def test_times_that_python_cannot_represent_count_as_missing(tmp_path: Path) -> None:
+    days = pa.array([0, 10**8], pa.int32()).view(pa.date32())
+    lance.write_dataset(pa.table({"photo": [b"one", b"two"], "day": days}), tmp_path / "t.lance")
+    source = open_source(tmp_path / "t.lance")
+    assert [file.attributes for file in source.files()] == [{"day": "1970-01-01"}, {}]
+
+
 def test_errors_name_the_table_or_column(tmp_path: Path) -> None:
     (tmp_path / "none.lance").mkdir()
     with pytest.raises(SourceError, match="is not a Lance table"):

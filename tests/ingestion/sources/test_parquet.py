@@ -64,6 +64,25 @@ def test_rows_of_bytes_with_typed_columns(tmp_path: Path, monkeypatch: pytest.Mo
         assert again.read(files[number]) == f"photo {number}".encode()
 
 
+def test_times_that_python_cannot_represent_count_as_missing(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table(
+        {
+            "jpg": [b"one", b"two"],
+            "day": pa.array([0, 10**8], pa.int32()).view(pa.date32()),
+            "at": pa.array([2**61, 0], pa.int64()).view(pa.timestamp("us")),
+            "n": [1, 2],
+        }
+    )
+    pq.write_table(table, path)
+    files, messages = listed(open_source(path))
+    assert messages == []
+    assert [file.attributes for file in files] == [
+        {"day": "1970-01-01", "n": 1},
+        {"at": "1970-01-01T00:00:00", "n": 2},
+    ]
+
+
 def test_structs_with_bytes_and_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     cells = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": None, "path": "2.jpg"}, None]
