@@ -193,8 +193,8 @@ class RunCounters:
         if not self.sinks:
             return
         with self._lock:
-            spent_s = {name: self._seconds[name] - self._emitted_s[name] for name in STAGES}
-            self._emitted_s = dict(self._seconds)
+            # Not negative: records of another process may arrive before its counts.
+            spent_s = {n: max(self._seconds[n] - self._emitted_s[n], 0.0) for n in STAGES}
             record = {
                 "event": event,
                 "time": time.time(),
@@ -205,8 +205,10 @@ class RunCounters:
             self.forward(record)
 
     def forward(self, record: Record) -> None:
-        """Send an existing record to all sinks."""
+        """Send an existing record to all sinks; its stage seconds are not emitted again."""
         with self._lock:
+            for name, spent_s in record["stage_seconds"].items():
+                self._emitted_s[name] += spent_s
             for sink in self.sinks:
                 sink.write(record)
 

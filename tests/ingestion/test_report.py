@@ -12,6 +12,7 @@ from rich.console import Console
 
 from reir.index_report import IndexProgress, IndexReport
 from reir.records import ImageRecord
+from reir.sinks import Record
 from reir_ingestion.report import MAX_WARNINGS, RunCounters
 
 
@@ -140,6 +141,36 @@ def test_drained_counts_are_counted_once() -> None:
         total.add(each)
     assert total.counts()["new"] == expected["new"] + 1
     assert [each.done for each in seen] == [8, 9]
+
+
+def test_seconds_of_another_process_are_emitted_once() -> None:
+    elsewhere, buffer, sink = RunCounters(), RecordBuffer(), RecordBuffer()
+    elsewhere.sinks = [buffer]
+    elsewhere._seconds["decode"] = 0.5
+    elsewhere.add_written([row()], ["new"])
+    live = RunCounters(sinks=[sink])
+    live.forward(buffer.records[0])
+    live.set_total(2)  # another thread sends a record before the counts arrive
+    live.add(elsewhere.drain())
+    live._seconds["list"] = 1.0
+    live.emit("end")
+    assert [each["event"] for each in sink.records] == ["batch", "listed", "end"]
+    for stage, spent_s in {"decode": 0.5, "list": 1.0}.items():
+        assert sum(each["stage_seconds"][stage] for each in sink.records) == spent_s
+    assert all(each >= 0 for record in sink.records for each in record["stage_seconds"].values())
+
+
+class RecordBuffer:
+    """A sink that keeps its records."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        pass
 
 
 def test_images_per_second() -> None:

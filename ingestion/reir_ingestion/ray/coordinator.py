@@ -40,7 +40,11 @@ class CoordinatorActor:
         """Write a batch; return its counts from all stages."""
         # Counters lose their sinks when they are pickled, so the record of this batch goes here.
         counters.sinks = (self._records,)
+        looked_up = counters.counts()
         self._coordinator.write(encoded, counters)
+        # The ledger look-up, which counted them, had no sinks.
+        if num_unchanged := looked_up["unchanged"] + looked_up["failed_before"]:
+            counters.emit("unchanged", images=num_unchanged, read=False)
         self._written.add(counters)
         return counters
 

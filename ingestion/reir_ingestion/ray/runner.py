@@ -159,7 +159,8 @@ def index_on_ray(  # noqa: PLR0913 - the options are keyword-only
         options: see `IndexOptions`.
         pool: see `EncoderPoolOptions`.
         progress: called from one thread.
-        sinks: called from one thread; they get the records of unchanged images only at the end.
+        sinks: called from one thread; they get the record of unchanged images when the batch that
+            remains of their part of the listing has passed all stages.
 
     Raises:
         ConfigError: an option or the name of the gallery is not allowed, the store is in the
@@ -323,9 +324,11 @@ def _relay_progress(coordinator: Any, live: RunCounters) -> Iterator[None]:
                 counters, records = ray.get(coordinator.drain.remote())
             except RayError:  # the cluster is gone; the run itself raises an error that says so
                 return
-            live.add(counters)
+            # First the records: until their seconds are known, `live` would emit those of the
+            # counts once more.
             for record in records:
                 live.forward(record)
+            live.add(counters)
 
     with background_thread("reir-progress", poll):
         yield

@@ -16,6 +16,7 @@ from ray.data import DataContext
 from reir.errors import CheckpointError, ConfigError, SourceError
 from reir.index_report import IndexProgress, IndexReport
 from reir.records import Instances, RgbImage
+from reir.sinks import Record
 from reir.store import InstanceStore, open_store
 from reir_ingestion import stages
 from reir_ingestion.pipeline import IndexOptions, index
@@ -100,6 +101,33 @@ def test_an_encoder_that_dies_repeats_its_batch(
     assert stored_rows(store, "there") == stored_rows(store, "here")
     assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (20, 20, 0)
     assert pickle.dumps(DataContext.get_current()) == settings, "they are of the whole process"
+
+
+def test_records_add_up_to_the_report(location: str, photos: Path) -> None:
+    class RecordBuffer:
+        def __init__(self) -> None:
+            self.records: list[Record] = []
+
+        def write(self, record: Record) -> None:
+            self.records.append(record)
+
+        def close(self) -> None:
+            pass
+
+        def images(self, event: str) -> int:
+            return sum(each["images"] for each in self.records if each["event"] == event)
+
+    sink, again = RecordBuffer(), RecordBuffer()
+    report = index_on_ray(photos, "g", location, FakeEncoder, sinks=[sink])
+    assert (sink.images("batch"), sink.images("unchanged")) == (report.new, 0)
+    for stage in ("read", "decode", "encode"):  # the driver lists and stores, too
+        spent_s = sum(each["stage_seconds"][stage] for each in sink.records)
+        assert spent_s == pytest.approx(report.stage_seconds[stage])
+    (photos / "bad.jpg").write_bytes(b"x")
+    index_on_ray(photos, "g", location, FakeEncoder)
+    report = index_on_ray(photos, "g", location, FakeEncoder, sinks=[again])
+    assert (report.unchanged, report.failed_before) == (20, 1)
+    assert (again.images("batch"), again.images("unchanged")) == (0, 21)
 
 
 def test_a_model_that_refuses_everything_stops_the_job(
