@@ -229,8 +229,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     if verify:
         _verify(found, gallery, store, as_json=as_json)
         return
-    _check_import(bulk_import, store)
-    _check_report(report_to)
+    _check_before_run(bulk_import, store, report_to)
     named = encoder_from_options(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     opened_sinks = open_sinks(events, metrics_port, metrics_host)
@@ -267,23 +266,23 @@ def _show(report: IndexReport, store: str | None, *, zoomed: bool, as_json: bool
         screen.print(line, markup=False, soft_wrap=True)
 
 
-def _check_import(bulk_import: str, store: str | None) -> None:
-    """Fail before the model is loaded if the store has no bulk import."""
+def _check_before_run(bulk_import: str, store: str | None, report_to: Path | None) -> None:
+    """Fail before the model is loaded if the store has no bulk import, or the report no folder.
+
+    Raises:
+        ConfigError: an option cannot be followed.
+    """
     from reir.store import default_location, is_embedded
     from reir.store.validation import import_needs_server_error
 
     if bulk_import and is_embedded(store):
         raise import_needs_server_error(store or default_location())
-
-
-def _check_report(path: Path | None) -> None:
-    """Fail before the run, which may take days, if the report could not be written after it."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ConfigError(f"--report {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--report {path}: there is no folder {path.parent}; create it first")
+    if report_to is not None and report_to.is_dir():
+        raise ConfigError(f"--report {report_to} is a folder; name a file in it")
+    if report_to is not None and not report_to.parent.is_dir():
+        raise ConfigError(
+            f"--report {report_to}: there is no folder {report_to.parent}; create it first"
+        )
 
 
 def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:
