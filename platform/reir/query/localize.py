@@ -28,13 +28,13 @@ from reir.errors import ImageError
 from reir.images import rle
 from reir.images.boxes import elementwise_iou
 from reir.images.photo_files import photo_at
+from reir.images.remembered import remembered
 from reir.models.interfaces import (
     InstanceEncoder,
     Segmenter,
     candidate_dims,
 )
 from reir.query.presence import Calibration, count_words
-from reir.query.remembered import remembered
 from reir.query.stages import RefineRequest, RefineResult
 from reir.query.verify.photos import PixelVerifier
 from reir.query.verify.scores import (

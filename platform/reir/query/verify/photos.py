@@ -18,7 +18,7 @@ import numpy as np
 from reir.datasets.generated_expressions import names_color
 from reir.errors import ImageError
 from reir.images.photo_files import photo_at
-from reir.query.remembered import remembered
+from reir.images.remembered import remembered
 from reir.query.stages import VerifyRequest, VerifyResult
 from reir.records import FloatArray, RgbImage
 

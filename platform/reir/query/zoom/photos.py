@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from reir.errors import ImageError
 from reir.images.photo_files import photo_at
+from reir.images.remembered import remembered
 from reir.models.interfaces import Zoomer
 from reir.models.zoom_steps import ZoomSearch
-from reir.query.remembered import remembered
 from reir.query.stages import ZoomRequest
 from reir.records import RgbImage
 
