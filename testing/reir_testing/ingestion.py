@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -20,6 +22,7 @@ from PIL.Image import Resampling
 from reir.errors import ImageFailure
 from reir.images.decode import DEFAULT_MAX_PIXELS, MAX_ASPECT, MAX_SIDE_PX
 from reir.records import Instances, RgbImage
+from reir.sinks import Record
 from reir.store.contract import InstanceStore
 from reir_testing import PALETTE, FakeEncoder, draw_scene
 
@@ -31,6 +34,24 @@ ROWS_AT_ONCE = 256
 _SIDES_PX = (1, 2, 3, 7, 16, 63, 64, 199, 200, 201, 415, 1000, 1601, 4001, 9000, 20_000)
 _DRAWN_SIZES = ((1, 1), (1, 20_000), (20_000, 1), (1, 200), (201, 1), (50, 10_000), (4001, 30))
 _CLAIMED_SIZES = ((30_000, 30_000), (12_000, 10_001), (2**31 - 1, 1), (1, 2**31 - 1), (65_536, 900))
+
+
+class RecordBuffer:
+    """A sink that keeps its records as they come back from JSON."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, record: Record) -> None:
+        """Keep a record."""
+        self.records.append(json.loads(json.dumps(record)))
+
+    def close(self) -> None:
+        """Do nothing: the records stay."""
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """Return the records of an event."""
+        return [each for each in self.records if each["event"] == event]
 
 
 @dataclass(frozen=True)

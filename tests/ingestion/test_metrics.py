@@ -14,13 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from reir.cli import main
 from reir.errors import ConfigError
 from reir.index_report import STAGES
-from reir.sinks import JsonLines, Record
+from reir.sinks import JsonLines
 from reir.store.memory import MemoryStore
 from reir_ingestion.command_runner import CommandRunner
 from reir_ingestion.metrics import PrometheusSink
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.report import BatchTimes
 from reir_testing import FakeEncoder
+from reir_testing.ingestion import RecordBuffer
 
 UNITS = (
     "_total",
@@ -33,22 +34,6 @@ UNITS = (
     "_count",
     "_created",
 )
-
-
-class RecordBuffer:
-    """A sink that keeps its records."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-
-    def write(self, record: Record) -> None:
-        self.records.append(json.loads(json.dumps(record)))
-
-    def close(self) -> None:
-        pass
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        return [each for each in self.records if each["event"] == event]
 
 
 def scraped(port: int) -> dict[tuple[str, str], float]:

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from reir.index_report import IndexProgress, IndexReport
 from reir.records import ImageRecord
-from reir.sinks import Record
 from reir_ingestion.report import MAX_WARNINGS, RunCounters
+from reir_testing.ingestion import RecordBuffer
 
 
 def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
@@ -158,19 +158,6 @@ def test_seconds_of_another_process_are_emitted_once() -> None:
     for stage, spent_s in {"decode": 0.5, "list": 1.0}.items():
         assert sum(each["stage_seconds"][stage] for each in sink.records) == spent_s
     assert all(each >= 0 for record in sink.records for each in record["stage_seconds"].values())
-
-
-class RecordBuffer:
-    """A sink that keeps its records."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def write(self, record: Record) -> None:
-        self.records.append(record)
-
-    def close(self) -> None:
-        pass
 
 
 def test_images_per_second() -> None:

@@ -16,7 +16,6 @@ from ray.data import DataContext
 from reir.errors import CheckpointError, ConfigError, SourceError
 from reir.index_report import IndexProgress, IndexReport
 from reir.records import Instances, RgbImage
-from reir.sinks import Record
 from reir.store import InstanceStore, open_store
 from reir_ingestion import stages
 from reir_ingestion.pipeline import IndexOptions, index
@@ -25,7 +24,13 @@ from reir_ingestion.ray.runner import EncoderPoolOptions, ListingDatasource, ind
 from reir_ingestion.sources import open_source
 from reir_ingestion.stages import Job
 from reir_testing import FakeEncoder
-from reir_testing.ingestion import CrashOnceEncoder, stored_rows, write_hostile_files, write_scenes
+from reir_testing.ingestion import (
+    CrashOnceEncoder,
+    RecordBuffer,
+    stored_rows,
+    write_hostile_files,
+    write_scenes,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -104,22 +109,12 @@ def test_an_encoder_that_dies_repeats_its_batch(
 
 
 def test_records_add_up_to_the_report(location: str, photos: Path) -> None:
-    class RecordBuffer:
-        def __init__(self) -> None:
-            self.records: list[Record] = []
-
-        def write(self, record: Record) -> None:
-            self.records.append(record)
-
-        def close(self) -> None:
-            pass
-
-        def images(self, event: str) -> int:
-            return sum(each["images"] for each in self.records if each["event"] == event)
+    def images(sink: RecordBuffer, event: str) -> int:
+        return sum(each["images"] for each in sink.of(event))
 
     sink, again = RecordBuffer(), RecordBuffer()
     report = index_on_ray(photos, "g", location, FakeEncoder, sinks=[sink])
-    assert (sink.images("batch"), sink.images("unchanged")) == (report.new, 0)
+    assert (images(sink, "batch"), images(sink, "unchanged")) == (report.new, 0)
     for stage in ("read", "decode", "encode"):  # the driver lists and stores, too
         spent_s = sum(each["stage_seconds"][stage] for each in sink.records)
         assert spent_s == pytest.approx(report.stage_seconds[stage])
@@ -127,7 +122,7 @@ def test_records_add_up_to_the_report(location: str, photos: Path) -> None:
     index_on_ray(photos, "g", location, FakeEncoder)
     report = index_on_ray(photos, "g", location, FakeEncoder, sinks=[again])
     assert (report.unchanged, report.failed_before) == (20, 1)
-    assert (again.images("batch"), again.images("unchanged")) == (0, 21)
+    assert (images(again, "batch"), images(again, "unchanged")) == (0, 21)
 
 
 def test_a_model_that_refuses_everything_stops_the_job(
