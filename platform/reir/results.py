@@ -112,7 +112,8 @@ class Hit:
         presence: calibrated probability in [0, 1] that this is the described instance; None
             without a calibration. It is small where many photos fit.
         photo_presence: calibrated probability in [0, 1] that its photo shows the described
-            instance, however many other photos show it too; None without a calibration.
+            instance, however many other photos show it too, but not above the presence of an answer
+            that was not found; None without a calibration.
         differs: what differs between the expression and this instance, as far as it is clear; only
             on request (`explain`), and for the first hits of an answer that was not found.
         evidence: explains the rank; only on request.

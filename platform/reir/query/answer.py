@@ -179,9 +179,12 @@ def _result(
     if calibration is not None:
         size, words = found.num_instances, count_words(one.query.expression)
         presence = calibration.of_gallery(best, one.background, size, words, one.surprisal)
+    is_there = calibration is None or calibration.is_found(presence)
+    # What is probably not in the gallery is probably in none of its photos either.
+    highest = 1.0 if is_there or presence is None else presence
     # Each hit with the one that follows it, which for the last one is the first beyond the page.
     hits = [
-        _hit(one, each, after, masks.get(each.row.instance_id))
+        _hit(one, each, after, masks.get(each.row.instance_id), highest)
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
     ]
     kept = [
@@ -197,14 +200,18 @@ def _result(
         timings_ms={},
         digest=found.digest,
         presence=presence,
-        found=bool(kept) and (calibration is None or calibration.is_found(presence)),
+        found=bool(kept) and is_there,
         equally_good=_equally_good([ranked for ranked, _ in kept], calibration),
         cursor=_cursor(one, page) if beyond else "",
     )
 
 
 def _hit(
-    one: PendingAnswer, ranked: RankedRow, after: RankedRow | None, mask: MaskRle | None
+    one: PendingAnswer,
+    ranked: RankedRow,
+    after: RankedRow | None,
+    mask: MaskRle | None,
+    max_photo_presence: float,
 ) -> Hit:
     row, calibration = ranked.row, one.calibration
     presence = photo_presence = None
@@ -213,7 +220,8 @@ def _hit(
         presence = calibration.of_hit(ranked.calibrated_score, *others)
         best = one.best_of_photo[row.image_id]
         words = count_words(one.query.expression)
-        photo_presence = calibration.of_photo(best.score, one.background, words, best.colors)
+        alone = calibration.of_photo(best.score, one.background, words, best.colors)
+        photo_presence = min(alone, max_photo_presence)
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,

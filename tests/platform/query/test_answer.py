@@ -16,6 +16,7 @@ from reir.query.answer import answer, run_now
 from reir.query.clock import NUM_DURATIONS, StageCosts
 from reir.query.paging import MAX_HITS, read_cursor
 from reir.query.presence import (
+    PHOTO_FEATURES,
     Calibration,
 )
 from reir.query.request import Query, Term
@@ -24,7 +25,7 @@ from reir.records import FloatArray
 from reir.results import SearchResult
 from reir.store import InstanceStore
 from reir.store.memory import MemoryStore
-from reir_testing.evaluation.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import by_score, score_calibration
 from reir_testing.lookup_gallery import (
     DIM,
     TIED_VECTORS,
@@ -399,6 +400,22 @@ def test_evidence_says_why() -> None:
     assert plain.hits[-1].evidence is not None
     assert plain.hits[-1].evidence.margin is None
     assert ask(gallery, k=3).hits[0].evidence is None
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_no_photo_is_more_likely_to_have_it_than_the_gallery(found: bool) -> None:
+    in_gallery, in_photo = 1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(-3))
+    calibration = score_calibration(
+        *("table", 1, -0.5),
+        photo=by_score(PHOTO_FEATURES, 0, 3),
+        threshold=in_gallery - 0.1 if found else in_gallery + 0.1,
+    )
+    near = np.array([[1, 0, 0, 0], [0.6, 0.8, 0, 0]], np.float32)
+    result = ask(gallery_of(near, [1, 1], CheckpointExtras(calibration=calibration)))
+    assert result.found == found
+    assert result.presence == pytest.approx(in_gallery)
+    expected = in_photo if found else in_gallery
+    assert [hit.photo_presence for hit in result.hits] == pytest.approx([expected, expected])
 
 
 def test_presence_is_that_of_the_scores() -> None:
