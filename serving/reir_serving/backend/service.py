@@ -370,7 +370,7 @@ class Service:
         return model
 
     async def _reload_stages(self, gallery: str, version: VersionInfo) -> GalleryStages:
-        """Like `_load_stages`, for a gallery whose stages have another model.
+        """Replace the stages of a gallery, whose model is not that of the version.
 
         Raises:
             SchemaMismatch: the settings require that model, or the checkpoint has been replaced.

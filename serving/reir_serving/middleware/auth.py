@@ -169,7 +169,7 @@ def _too_large(limit_bytes: int) -> ProblemError:
 
 
 def _has_body(headers: Headers) -> bool:
-    """Return whether a request announces a body; nobody reads that of one without."""
+    """Return whether the headers of a request announce a body, which the server then waits for."""
     return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
 
 

@@ -27,7 +27,7 @@ class RememberedSet:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the annotations and of where the photos are."""
+        """Sha256 of the annotations and of the path of the folder of photos."""
         found = self.dataset
         told = repr((self.images_dir.resolve(), found.images, found.instances, found.expressions))
         return hashlib.sha256(told.encode()).hexdigest()
