@@ -116,7 +116,7 @@ def split_figures(
 def decision_figures(
     gallery: Gallery, dataset: ReferringDataset, asked: Sequence[Expression]
 ) -> dict[str, float]:
-    """Return precision, recall and F1 of `every_photo`, in percent; before and after verification."""
+    """Return precision, recall and F1 of `every_photo` in percent, without and with `verify`."""
     colored = [each for each in asked if names_color(each.text)]
     figures: dict[str, float] = {}
     for when, verify in (("before", False), ("after", True)):
