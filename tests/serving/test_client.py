@@ -375,6 +375,26 @@ def test_an_address_that_is_not_valid(address: str) -> None:
         Client(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [("http://[::1]", ("::1", 80)), ("http://[::1]:8000", ("::1", 8000))],
+)
+def test_an_ipv6_address(
+    address: str, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+
+    def refuse(place: tuple[str, int], *_: object) -> None:
+        opened.append(place)
+        raise ConnectionRefusedError
+
+    # Test machines need not have IPv6.
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(ServerUnavailable):
+        Client(address, patience_s=0.0).galleries()
+    assert opened == [place]
+
+
 def test_a_request_after_an_interrupted_one_is_answered(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

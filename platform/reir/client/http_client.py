@@ -49,6 +49,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "REIR_API_KEY"
 # Used if a server does not say when to try again, and doubled after each attempt up to the maximum.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 2.0
+_DEFAULT_PORTS = {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}
 
 
 class Client(AbstractContextManager["Client"]):
@@ -456,10 +457,11 @@ def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection,
     """
     try:
         place = urlsplit(url)
-        host, port = place.hostname or "", place.port
+        # Without a port, `http.client` would take the last part of an IPv6 address for one.
+        host, port = place.hostname or "", place.port or _DEFAULT_PORTS.get(place.scheme)
     except ValueError:  # of a port or an IPv6 address that cannot be one
         host = ""
-    if not host or place.scheme not in ("http", "https"):
+    if not host or place.scheme not in _DEFAULT_PORTS:
         raise ConfigError(
             f"server address {url!r} is not valid; expected http://HOST:PORT or https://HOST:PORT"
         )
