@@ -29,7 +29,10 @@ class _Call(NamedTuple, Generic[Item, Answer]):
 
 
 class Batcher(Generic[Item, Answer]):
-    """Runs `work` on one batch at a time, in its own thread, for calls from one event loop."""
+    """Runs `work` on one batch at a time, in its own thread, for calls from one event loop.
+
+    The thread ends when the batcher is garbage collected.
+    """
 
     def __init__(
         self,
@@ -47,18 +50,21 @@ class Batcher(Generic[Item, Answer]):
             on_batch: called in the worker thread with the size of each batch, and how many items
                 wait for the next one.
         """
-        self._waiting: SimpleQueue[_Call[Item, Answer] | None] = SimpleQueue()
-        worker = _Worker(work, max_batch_size, on_batch, self._waiting)
-        threading.Thread(target=worker.run, name="batcher", daemon=True).start()
-        # The thread references the worker and not this object. Otherwise this object would never be
-        # garbage collected, and the thread would never end.
-        weakref.finalize(self, self._waiting.put, None)
+        self._work, self._max_batch_size, self._on_batch = work, max_batch_size, on_batch
+        self._waiting: SimpleQueue[_Call[Item, Answer]] = SimpleQueue()
+        # An idle thread must not reference this object, nor `work`, which is often a method of the
+        # object that owns this one. So each call tells the thread whose calls are waiting.
+        self._called: SimpleQueue[Batcher[Item, Answer] | None] = SimpleQueue()
+        arguments = (self._called,)
+        threading.Thread(target=_answer_calls, args=arguments, name="batcher", daemon=True).start()
+        weakref.finalize(self, self._called.put, None)
 
     async def __call__(self, item: Item) -> Answer:
         """Return the answer for one item; raises what `work` raises for it."""
         # The future belongs to the caller's event loop; the worker thread completes it there.
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.put(_Call(item, future))
+        self._called.put(self)
         return await future
 
     @property
@@ -66,41 +72,17 @@ class Batcher(Generic[Item, Answer]):
         """Number of items that wait for the next batch."""
         return self._waiting.qsize()
 
-
-class _Worker(Generic[Item, Answer]):
-    """Runs in the thread of a batcher."""
-
-    def __init__(
-        self,
-        work: Callable[[list[Item]], Sequence[Answer]],
-        max_batch_size: int,
-        on_batch: Callable[[int, int], None],
-        waiting: SimpleQueue[_Call[Item, Answer] | None],
-    ) -> None:
-        """Take calls from `waiting`, until it holds None."""
-        self._work, self._max_batch_size, self._on_batch = work, max_batch_size, on_batch
-        self._waiting = waiting
-
-    def run(self) -> None:
-        """Process one batch after another."""
-        while (first := self._waiting.get()) is not None:
-            # A future that is already done was canceled by its caller.
-            batch = [call for call in [first, *self._others()] if not call.future.done()]
-            if batch:
-                self._on_batch(len(batch), self._waiting.qsize())
-                self._answer(batch)
-
-    def _others(self) -> list[_Call[Item, Answer]]:
-        """Take the other calls of a batch from the queue, as many as wait there."""
-        others: list[_Call[Item, Answer]] = []
+    def answer_batch(self) -> None:
+        """Answer the calls that wait, up to the size of a batch; none if a batch took them all."""
+        batch: list[_Call[Item, Answer]] = []
         with suppress(Empty):
-            while len(others) < self._max_batch_size - 1:
+            while len(batch) < self._max_batch_size:
                 call = self._waiting.get_nowait()
-                if call is None:
-                    self._waiting.put(None)  # ends the thread after this batch
-                    break
-                others.append(call)
-        return others
+                if not call.future.done():  # done if its caller has canceled it
+                    batch.append(call)
+        if batch:
+            self._on_batch(len(batch), self._waiting.qsize())
+            self._answer(batch)
 
     def _answer(self, batch: Sequence[_Call[Item, Answer]]) -> None:
         try:
@@ -116,6 +98,20 @@ class _Worker(Generic[Item, Answer]):
             return
         # One call into the event loop for the whole batch: each call wakes the loop's thread.
         _call_in_loop(batch[0].future, _set_results, pairs)
+
+
+def _answer_calls(called: SimpleQueue[Batcher[Item, Answer] | None]) -> None:
+    """Answer calls until the queue holds None; the worker thread runs this."""
+    while _answer_call(called):
+        pass
+
+
+def _answer_call(called: SimpleQueue[Batcher[Item, Answer] | None]) -> bool:
+    """Wait for a call and answer its batch; return False if there will be no more calls."""
+    # A function of its own, whose end drops its reference to the batcher.
+    if (batcher := called.get()) is not None:
+        batcher.answer_batch()
+    return batcher is not None
 
 
 def _call_in_loop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Sequence
 
@@ -106,11 +107,22 @@ def test_calls_fail_if_the_work_returns_too_few_answers() -> None:
     assert all(isinstance(answer, ValueError) for answer in asyncio.run(ask()))
 
 
-def test_the_thread_ends_with_its_batcher() -> None:
+class Owner:
+    """Has a batcher whose work is a method of it."""
+
+    def __init__(self) -> None:
+        self.batcher = Batcher(self.doubled, max_batch_size=8)
+
+    def doubled(self, items: Sequence[int]) -> list[int]:
+        return doubled(items)
+
+
+def test_the_thread_ends_with_the_owner_of_its_batcher() -> None:
     before = set(threading.enumerate())
-    batcher = Batcher(doubled, max_batch_size=8)
-    assert asyncio.run(ask_one(batcher, 1)) == 2
+    owner = Owner()
+    assert asyncio.run(ask_one(owner.batcher, 1)) == 2
     (thread,) = set(threading.enumerate()) - before
-    del batcher
+    del owner
+    gc.collect()
     thread.join(10)
     assert not thread.is_alive()
