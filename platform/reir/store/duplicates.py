@@ -73,6 +73,22 @@ def remove_images(
     return store.delete_images(gallery, version, image_ids)
 
 
+def remove_shared_image(store: InstanceStore, gallery: str, version: str, image_id: str) -> int:
+    """Like `remove_images`, for an image of which somebody may be adding a duplicate meanwhile.
+
+    Such a duplicate names the holder that it has found. If that one is deleted right afterwards,
+    the duplicate gets its instances here.
+    """
+    whole = store.get_indexed(gallery, version, [image_id]).get(image_id)
+    removed = remove_images(store, gallery, version, [image_id])
+    if whole is not None and whole.record.holds_instances:
+        content = whole.record.content_hash
+        found = store.find_content(gallery, version, {content}).get(content, ())
+        if left := _staying(found, image_id, ()):
+            store.upsert_images(gallery, version, list(_taken_over(whole, left)))
+    return removed
+
+
 def hand_over(
     store: InstanceStore, gallery: str, version: str, leaving: Collection[str]
 ) -> dict[str, str]:
@@ -136,8 +152,15 @@ def _staying(
 
 def _handed_over(holder: IndexedImage, heirs: Sequence[ImageRecord]) -> Iterator[IndexedImage]:
     """The images of a group after the first heir has taken over from the holder."""
+    yield from _taken_over(holder, heirs)
+    former = replace(holder.record, same_as=heirs[0].image_id, num_instances=0)
+    yield IndexedImage(former, None)
+
+
+def _taken_over(holder: IndexedImage, heirs: Sequence[ImageRecord]) -> Iterator[IndexedImage]:
+    """The heirs of a holder: the first one has the instances, and the others name it."""
     first, *others = heirs
     number = holder.record.num_instances
     yield IndexedImage(replace(first, same_as="", num_instances=number), holder.instances)
-    for row in (holder.record, *others):
-        yield IndexedImage(replace(row, same_as=first.image_id, num_instances=0), None)
+    for row in others:
+        yield IndexedImage(replace(row, same_as=first.image_id), None)

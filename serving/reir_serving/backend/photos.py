@@ -30,7 +30,7 @@ from reir.operations.erase.tombstones import tombstones_of
 from reir.records import Attributes, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
 from reir.store.contract import InstanceRow
-from reir.store.duplicates import hand_over, remove_images
+from reir.store.duplicates import hand_over, remove_shared_image
 from reir.store.names import check_name
 
 MAX_NAME_BYTES = 120
@@ -241,7 +241,7 @@ class Photos:
             return False
         others = (each.name for each in self.store.versions(gallery) if each.name != version)
         for name in (*others, version):
-            gone = remove_images(self.store, gallery, name, [image_id])
+            gone = remove_shared_image(self.store, gallery, name, image_id)
         # A file elsewhere belongs to the user, who indexed it with `reir index`.
         if record.uri.startswith(canonical_uri(self.uploads / gallery) + "/"):
             delete_upload(path_of_uri(record.uri))

@@ -145,6 +145,32 @@ def test_an_upload_while_an_equal_photo_is_deleted_can_be_found(
     assert bool(added.same_as) == bool(others)
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_uploads_right_before_an_equal_photo_is_deleted_can_be_found(
+    photos: Photos, pair: bytes, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """They are complete after the deletion has looked for duplicates, and before it deletes."""
+    place, encoded = ("g", "v1"), encode(photos, pair)
+    holder = photos.add(place, encoded, pair, "a.png", {})
+    delete, added = photos.store.delete_images, []
+
+    def add_then_delete(*arguments: Any) -> int:
+        added.extend(
+            photos.add(place, encoded, pair, f"other {number}.png", {}) for number in range(others)
+        )
+        return delete(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photos.store, "delete_images", add_then_delete)
+        assert photos.delete(*place, holder.image_id)
+    assert [each.same_as for each in added] == [holder.image_id] * others
+    for each in added:
+        shown = photos.get(*place, each.image_id)
+        assert shown is not None
+        assert len(shown.instances) == 2
+    assert photos.get(*place, holder.image_id) is None
+
+
 def test_a_photo_is_deleted_from_all_versions(photos: Photos, pair: bytes) -> None:
     encoded = encode(photos, pair)
     photos.store.create_version("g", "v0", photos.store.versions("g")[0].spec)
