@@ -9,6 +9,7 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8; after an interruption, it is complete or unchanged."""
+    # A name of its own in each process and thread, because several may write the same file.
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     partial.write_text(text, encoding="utf-8")
     put_in_place(partial, path)

@@ -70,6 +70,7 @@ def find_look_alikes(
     if not rows:
         return {}
     vectors_JD = np.stack(rows).astype(np.float32)
+    # Vectors of instances may be longer than 1, and long ones would seem similar to everything.
     vectors_JD /= np.linalg.norm(vectors_JD, axis=1, keepdims=True)
     group_J = np.array([groups[place.scene] for place in places])
     wanted = [row for row, place in enumerate(places) if instance_at(scenes, place).described]

@@ -380,6 +380,7 @@ def _save_report(report: GateReport, gallery: str, folder: Path | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     (folder / "report.html").write_text(report_page(report), encoding="utf-8")
+    # If `reir schedule` runs this command, it lists the report with the run.
     note_report((folder / "report.html").absolute())
     return folder
 

@@ -260,6 +260,7 @@ class _Run:
             except ReirError as error:
                 save_job(self._store, replace(job, error=str(error)[:2000]))
                 raise
+            # A process that has lost the lease must not overwrite the state of its successor.
             self._lease.check()
             save_job(self._store, following)
             job = following
@@ -300,6 +301,7 @@ class _Run:
     def _switch(self, job: ReindexJob) -> ReindexJob:
         """Make the candidate live, unless the version that it was compared with no longer is."""
         live = self._store.live_version(job.gallery)
+        # The candidate itself is live if the process was killed right after the switch.
         if live not in (job.live, job.candidate):
             return job.to(State.CHECKING)
         self._lease.check()
@@ -308,6 +310,7 @@ class _Run:
 
     def _catch_up(self, job: ReindexJob) -> ReindexJob:
         """Index photos that were added to the old version since its photos were listed."""
+        # The user may have deleted the old version since the switch.
         if job.live in (each.name for each in self._store.versions(job.gallery)):
             self._index_others(job, [each.open() for each in job.sources], job.live)
         return job.to(State.CLEANING)
@@ -336,6 +339,7 @@ class _Run:
         """
         live = self._store.live_version(job.gallery)
         newest_first = [each.version for each in reversed(live_history(self._store, job.gallery))]
+        # A version that was live several times counts once, by its last time.
         earlier = [each for each in dict.fromkeys(newest_first) if each != live]
         existing = {each.name for each in self._store.versions(job.gallery)}
         return [each for each in earlier if each in existing][job.keep :]
@@ -366,6 +370,7 @@ class _Run:
         rows = self._store.iter_images(job.gallery, version, status="indexed")
         while chunk := list(islice(rows, _CHUNK)):
             ids = [row.image_id for row in chunk]
+            # Photos on which the candidate failed are present, too: they have been tried.
             present = self._store.get_images(job.gallery, job.candidate, ids)
             for row in chunk:
                 if row.image_id not in present and not any(s.has_lost(row.uri) for s in sources):

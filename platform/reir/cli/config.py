@@ -51,6 +51,7 @@ def show(
             f"there is no section '{section}'{nearest_name(section, known) or ';'} sections: "
             f"{', '.join(known)}"
         )
+    # The store is a setting of all commands, and belongs to no section.
     rows = [] if section else [_store()]
     for name, model in known.items():
         if section in (None, name):

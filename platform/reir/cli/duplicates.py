@@ -90,6 +90,7 @@ def equal_groups(store: InstanceStore, gallery: str, version: str) -> Iterator[D
             copies[row.same_as].append(row.uri)
     holders = store.get_images(gallery, version, list(copies))
     for key, uris in copies.items():
+        # The photo that holds their instances may have been removed since the rows were read.
         first = [holders[key].uri] if key in holders else []
         yield DuplicateGroup((*first, *sorted(uris)))
 

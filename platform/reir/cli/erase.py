@@ -135,6 +135,7 @@ def _erase(
     if ask:
         if is_interrupted(store, gallery):
             messages().print("An erasure of this gallery was interrupted; it is finished, too.")
+        # A photo counts once, even if several versions have it.
         meant = {key for rows in select_photos(store, gallery, scope).values() for key in rows}
         typer.confirm(
             f"Erase {plural(len(meant), 'photo')} of gallery {gallery} for good?",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TirReport,
     )
 
+# Not imported from `reir.evaluate.rec`, which imports torch and would make every command slow.
 TRAIN = "train"
 
 Images = Annotated[Path, typer.Option(help="Folder of the photos; file names are relative to it.")]

@@ -132,6 +132,7 @@ def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
     """
     words = [each for each in arguments if not each.startswith("-")]
     section = SECTION_OF_COMMAND.get(words[0]) if words else None
+    # Help must appear even if the settings have an error.
     if section is None or "--help" in arguments:
         return {}
     values = command_defaults(section)
@@ -186,6 +187,7 @@ def _is_ours_or_warning(record: logging.LogRecord) -> bool:
 
 def _debug_first(arguments: Sequence[str]) -> list[str]:
     """Accept `--debug` anywhere: move it in front of the command, where Typer expects it."""
+    # What follows `--` belongs to the command, such as the arguments of a scheduled one.
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest = [each for each in arguments[:end] if each != "--debug"]
     return ["--debug"] * (len(rest) < end) + rest + list(arguments[end:])

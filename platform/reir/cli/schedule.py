@@ -102,6 +102,7 @@ def add(  # noqa: PLR0913, every argument is an option of the command
             if time_limit is None
             else parse_duration("--time-limit", time_limit),
             "missed": missed,
+            # Runs that would have been due before this moment do not count as missed.
             "added_s": time.time(),
         },
     )

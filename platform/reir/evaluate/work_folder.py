@@ -65,6 +65,7 @@ class WorkFolder(Generic[T]):
         self.path = parent / f"{about['digest'][:12]}-{key[:12]}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # Another process in this folder writes the same text: its hash is in the name.
             (self.path / ABOUT).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(f"cannot create work folder {self.path}: {error.strerror}") from error

@@ -42,6 +42,7 @@ MAX_ASPECT = 200
 proportion to its length, not to its pixels, and no model recognizes anything in it."""
 
 _ORIENTATION_TAG = 0x0112
+# Pillow rotates counterclockwise, so 6, which asks for a quarter turn clockwise, is `ROTATE_270`.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -88,6 +89,7 @@ _TEMPORARY = frozenset(
     }
 )
 _QUIET_MODULES = r"PIL\."
+# The entry that `_hide_metadata_warnings` adds to the filters, by which it recognizes it later.
 _QUIET = ("ignore", None, UserWarning, re.compile(_QUIET_MODULES), 0)
 
 # Parts of their messages about valid files in an unsupported variant.
@@ -136,6 +138,7 @@ def decode(
         if at_least_px is not None:
             _draft(image, at_least_px)
         image.load()
+        # After `load`, which turns a TIFF upright and then deletes its orientation.
         orientation = _orientation(image)
         pixels = _to_rgb(image, orientation)
     except _READER_ERRORS as error:
@@ -412,6 +415,7 @@ def _gray_to_8_bit(image: Image.Image) -> Image.Image:
     """
     # Pillow reads 16-bit PNM files as 32-bit integers, but with the range of 16 bits.
     if image.mode.startswith("I;16") or image.format == "PPM":
+        # The product below needs 32 bits; adding half of the divisor rounds to the nearest.
         deep = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     values: npt.NDArray[np.float64] = np.asarray(image).astype(np.float64)

@@ -88,6 +88,7 @@ def draw_boxes(
         _draw_box(draw, canvas.size, boxes[number], HIT_COLORS[number % len(HIT_COLORS)])
     # After all boxes, so that no box is drawn across a label.
     tags: list[_Tag] = []
+    # In this order, so that later labels make room for earlier ones.
     for number, label in enumerate(labels):
         if label:
             color = HIT_COLORS[number % len(HIT_COLORS)]

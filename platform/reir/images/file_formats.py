@@ -101,6 +101,8 @@ def _png_size(data: bytes) -> Size | None:
 
 
 def _png_is_complete(data: bytes) -> bool:
+    # After the signature. A chunk has a length, a kind, its data and a checksum, of which the
+    # length counts the data alone.
     position = 8
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -125,6 +127,7 @@ def _bmp_size(data: bytes) -> Size | None:
 
 
 def _riff_is_complete(data: bytes) -> bool:
+    # The length counts what follows it: neither itself nor the four bytes before.
     return len(data) >= 8 + int.from_bytes(data[4:8], "little")
 
 
@@ -138,8 +141,10 @@ def _heic_is_complete(data: bytes) -> bool:
         length = int.from_bytes(data[position : position + 4], "big")
         if length == 0:  # this box extends to the end of the file
             return True
+        # A length of 1 says that one of 64 bits follows the kind of the box.
         if length == 1:
             length = int.from_bytes(data[position + 8 : position + 16], "big")
+        # A length includes the 8 bytes of the header; a smaller, damaged one must not stall here.
         position += max(length, 8)
     return position <= len(data)
 
@@ -156,6 +161,7 @@ def _heic_reader(file: io.BytesIO) -> ImageFile.ImageFile:
 
 
 def _magic(pattern: bytes) -> re.Pattern[bytes]:
+    # So that `.` also stands for a byte that would be a line break in a text.
     return re.compile(pattern, re.DOTALL)
 
 

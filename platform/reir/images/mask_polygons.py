@@ -56,7 +56,9 @@ def _step(ahead: dict[_Corner, list[_Corner]], here: _Corner, came: _Corner | No
     ends = ahead[here]
     if came is not None and len(ends) > 1:
         dx, dy = here[0] - came[0], here[1] - came[1]
+        # The y axis points down, so a right turn leads from (dx, dy) to (-dy, dx).
         right = (here[0] - dy, here[1] + dx)
+        # Last, where `pop` takes it.
         ends.sort(key=lambda end: end == right)
     end = ends.pop()
     if not ends:

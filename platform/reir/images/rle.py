@@ -42,6 +42,7 @@ def decode(rle: MaskRle) -> BoolMask:
 def resize_mask(mask: BoolMask, size_px: tuple[int, int]) -> BoolMask:
     """Resize a mask to (height, width) by nearest neighbor."""
     rows, columns = (
+        # The center of a new pixel decides; its corner would shift the mask to the lower right.
         ((np.arange(new) + 0.5) * old / new).astype(np.intp)
         for new, old in zip(size_px, mask.shape, strict=True)
     )
@@ -76,6 +77,7 @@ def pairwise_iou(a: Sequence[MaskRle], b: Sequence[MaskRle]) -> npt.NDArray[np.f
     rows, columns = (
         [{"size": list(each.size), "counts": each.counts} for each in masks] for masks in (a, b)
     )
+    # No mask of `b` is a crowd, for which pycocotools would divide by the area of `a` alone.
     return np.asarray(coco.iou(rows, columns, [0] * len(columns)), dtype=np.float64)
 
 
@@ -102,6 +104,7 @@ def from_annotation(segmentation: object, height_px: int, width_px: int) -> Mask
         raise ValueError(f"its size must be [{height_px}, {width_px}], the photo's")
     counts = segmentation.get("counts")
     runs = _decompress(counts) if isinstance(counts, str) else counts
+    # By the exact type: to `isinstance`, true and false are whole numbers as well.
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
         raise ValueError("its counts are neither a text nor whole numbers of at least 0")
     # pycocotools does not check this.
@@ -118,6 +121,7 @@ def _polygon(points: object) -> Sequence[float]:
     if not all(type(each) in (int, float) and abs(each) < 1e6 for each in points):
         raise ValueError("a polygon holds something else than numbers of pixels")
     corners = np.array(points, dtype=np.float64).reshape(-1, 2)
+    # pycocotools walks along each side, in a number of steps in proportion to its larger extent.
     outline_px = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
     if outline_px > MAX_OUTLINE_PX:
         raise ValueError(
@@ -156,6 +160,7 @@ def _decompress(counts: str) -> list[int]:
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
+            # Two's complement: a sign bit that is set takes `2 ** shift` off.
             value -= (bits & 16) << (shift - 4) if bits & 16 else 0
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0

@@ -89,6 +89,7 @@ class Zoom(ViewSettings):
             (T, 4) xyxy in pixels, at most `max_parts`.
         """
         side_px = self.side_px
+        # This ends: a part as large as the photo has one place, and `max_parts` is at least 1.
         while True:
             places = _places(width_px, height_px, side_px)
             chosen = _cover(places, boxes_px, scores, self.min_score)
@@ -176,6 +177,7 @@ def _cover(
     chosen: list[int] = []
     while True:
         best = int((gain @ waiting).argmax())
+        # Each box of `_small_boxes` has at least this score, so no place holds a waiting one now.
         if (waiting * inside[best]).sum() < min_score:
             return chosen
         chosen.append(best)

@@ -74,6 +74,7 @@ def _cluster_sums(table: Floats, clusters: npt.ArrayLike | None) -> tuple[Floats
     _, cluster_of = np.unique(labels, return_inverse=True)
     sizes = np.bincount(cluster_of).astype(np.float64)
     sums = np.zeros((len(sizes), table.shape[1]))
+    # `sums[cluster_of] += table` would add only one query of each cluster.
     np.add.at(sums, cluster_of, table)
     return sums, sizes
 
@@ -89,6 +90,7 @@ def _resampled_means(
     for first in range(0, num_resamples, rows_at_once):
         rows = min(rows_at_once, num_resamples - first)
         drawn = rng.integers(num_clusters, size=(rows, num_clusters))
+        # Each resample gets its own range of numbers, so that one `bincount` counts all of them.
         offsets = np.arange(rows)[:, None] * num_clusters
         counts = np.bincount((drawn + offsets).ravel(), minlength=rows * num_clusters)
         times_drawn = counts.reshape(rows, num_clusters).astype(np.float64)

@@ -72,6 +72,7 @@ def expected_calibration_error(
     bins = np.minimum((values * num_bins).astype(np.int64), num_bins - 1)
     predicted = np.bincount(bins, weights=values * weights, minlength=num_bins)
     observed = np.bincount(bins, weights=true * weights, minlength=num_bins)
+    # Both sums of a bin are weighted, and all weights sum to 1, so this is the mean of the gaps.
     return float(np.abs(predicted - observed).sum())
 
 

@@ -69,6 +69,7 @@ def average_precision(
         truth, detected = _coco(true, np.zeros(len(true.images))), _coco(found, scores)
         evaluation = COCOeval(truth, detected, "segm" if true.masks else "bbox")
         evaluation.params.imgIds = sorted({*true.images.tolist(), *found.images.tolist()})
+        # The defaults would keep at most 100 detections of a photo, and evaluate by size as well.
         evaluation.params.maxDets = [len(found.images)]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
@@ -96,6 +97,7 @@ def _coco(regions: Regions, scores: npt.NDArray[np.floating[Any]]) -> Any:
 def _annotation(regions: Regions, row: int, score: float) -> dict[str, Any]:
     x1, y1, x2, y2 = regions.boxes_px[row].tolist()
     shared = {
+        # From 1: pycocotools takes a match with the id 0 for no match.
         "id": row + 1,
         "image_id": int(regions.images[row]),
         "category_id": 1,

@@ -147,6 +147,7 @@ class _GroupedGallery:
         """
         if not len(self.image_ids):
             return np.zeros_like(images), np.zeros_like(images)
+        # A photo after the last one has no place here; `present` is false for it.
         at = np.searchsorted(self.image_ids, images).clip(max=len(self.image_ids) - 1)
         present = self.image_ids[at] == images
         return self.starts[at] * present, self.starts[at + 1] * present
@@ -214,6 +215,7 @@ def reir_ranks(
     thresholds = tuple(float(value) for value in iou_thresholds)
     chunks = [
         _rank_chunk(queries[first : first + query_chunk], grouped, thresholds, instance_block)
+        # Without queries, there is one empty chunk, so that there are arrays to concatenate.
         for first in range(0, max(len(queries), 1), query_chunk)
     ]
     return _concatenate(chunks)
@@ -273,6 +275,7 @@ def _rank_chunk(
     levels -= tolerance[:, None]
     above, image_rank = _count_others(queries.vectors, gallery, pairs, levels, block)
     above[:, 1:] += _count_own_misfits(pairs, levels[:, 1:], thresholds)
+    # No score reaches a level of +inf, so its count is 0, which would read as the first rank.
     above[np.isinf(levels)] = UNRANKED
     image_rank[~answered] = UNRANKED
     return ReirRanks(top_instance, top_iou, above[:, 0], image_rank, above[:, 1:], thresholds)
@@ -282,8 +285,10 @@ def _own_pairs(queries: Queries, gallery: _GroupedGallery) -> _Pairs:
     first, past = gallery.own_range(queries.images)
     counts = past - first
     query = np.repeat(np.arange(len(queries)), counts)
+    # 0, 1, 2, ... within the pairs of each query.
     step = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
     position = np.repeat(first, counts) + step
+    # The matrix product in `_count_others` may differ in the last bits; the tolerance covers that.
     score = np.einsum("pd,pd->p", queries.vectors[query], gallery.vectors[position])
     iou = elementwise_iou(gallery.boxes_px[position], queries.boxes_px[query])
     return _Pairs(query, position, score, np.asarray(iou, dtype=np.float64))
@@ -335,6 +340,7 @@ def _count_others(
         scores_cb[pairs.query[own], pairs.position[own] - first] = -np.inf
         for column in range(levels.shape[1]):
             instances[:, column] += _count_true(scores_cb >= levels[:, [column]])
+        # A block has whole photos, and each has an instance: `reduceat` is wrong for empty ranges.
         best_of_photo = np.maximum.reduceat(scores_cb, starts - first, axis=1)
         photos += _count_true(best_of_photo >= levels[:, :1])
     return instances, photos

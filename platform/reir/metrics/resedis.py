@@ -369,6 +369,8 @@ class _Search:
 
     def _rank(self, pairs: Ints, photos_AP: FloatArray, own: FloatArray, true_AP: Bools) -> None:
         tolerance = self._tolerances[self._pairs.expressions[pairs]]
+        # Of equal photos, wrong ones rank first, but true ones do not outrank one another: the
+        # tolerance is subtracted for the former and added for the latter.
         wrong_first = (photos_AP >= (own - tolerance)[:, None]) & ~true_AP
         right_first = (photos_AP > (own + tolerance)[:, None]) & true_AP
         self._ranks[pairs] = (wrong_first | right_first).sum(axis=1)

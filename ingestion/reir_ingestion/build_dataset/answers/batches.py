@@ -104,6 +104,7 @@ class BatchModel:
         Raises:
             WorkersUnavailable: the batch failed as a whole.
         """
+        # No lock is needed: `build_outcomes` starts a batch only when no thread asks any more.
         why = NOT_ANSWERED
         with closing(self._engine.run()) as found:
             for key, answer in found:

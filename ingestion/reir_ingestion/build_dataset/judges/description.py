@@ -25,15 +25,18 @@ _PLACE = re.compile(
 _ADJECTIVE = re.compile(r"\b(left|right|top|bottom)\b")
 _ORDINAL = re.compile(rf"\b({'|'.join(ORDINALS)})\b(?=.*\bfrom (?:the )?(left|right)\b)")
 _FROM = re.compile(r"\bfrom (?:the )?(?:left|right)\b")
+# "Closest to" something is a relation and not a size.
 _SIZE = re.compile(r"\b(largest|biggest|closest|smallest)\b(?! to)")
 _COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b")
 _COLOR_AND = re.compile(rf"\b(?:{'|'.join(COLOR_WORDS)}) and (?=\w)")
+# Only if no other word follows: in "in red boots", the color is that of the boots.
 _CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
 _CLAUSE = re.compile(
     r"\b(?:where|which|that|while|as|inside|outside|toward|towards|beyond|among)\b"
 )
 """Words after which something else is described; `opening_phrase` does not end at them."""
 _PARTICIPLE = re.compile(
+    # Neither "red" nor "bed" is a participle, although both end like one.
     r"\b(?:(?!red\b|bed\b)\w+ed|held|worn|seen|swung|hung|made|built|cut|lit|set)\b"
 )
 _ARTICLE = re.compile(r"^(?:a|an|the) ")
@@ -98,6 +101,7 @@ class Parser:
     """
 
     def __init__(self, categories: Iterable[str] = ()) -> None:
+        # Longest first: the first alternative that fits wins, so "cup" would hide "cup holder".
         names = sorted(
             {*COCO_CLASSES, *CLASSES_OF, *filter(None, categories)}, key=len, reverse=True
         )
@@ -121,9 +125,12 @@ class Parser:
             Relation(word=_relation_word(found), categories=classes_of(found["noun"]))
             for found in self._relation.finditer(whole)
         )
+        # Taken out first: the side, color and noun of a relation are not those of the instance.
         left = self._relation.sub(" ", left)
         ordinal = _ORDINAL.search(left)
         left = _FROM.sub(" ", _ORDINAL.sub(" ", left))
+        # Before places, which leave out "leftmost" before "of": "leftmost of the three dogs"
+        # becomes "leftmost dog".
         left = self._count.sub(lambda found: self._singular[found[1]], left)
         place = _PLACE.search(left)
         sides = _sides(place) if place else []

@@ -109,6 +109,7 @@ def _side(one: AnnotatedInstance, side: str, peers: list[AnnotatedInstance]) -> 
 def _order(one: SceneInstance, place: int, side: str, peers: list[AnnotatedInstance]) -> Fit:
     axis, sign = _AXIS[side]
     steps = [sign * (peer.center[axis] - one.annotated.center[axis]) for peer in peers]
+    # Peers that are about level with the instance may come before or after it.
     before = sum(step >= CLEAR_SHIFT / 2 for step in steps)
     perhaps = sum(step > -CLEAR_SHIFT / 2 for step in steps)
     if before == perhaps == place:

@@ -34,6 +34,7 @@ def language_problem(text: str) -> str:
         return f"has {len(words)} words; {MIN_WORDS} to {MAX_WORDS} are allowed"
     if len(text) > MAX_CHARS:
         return f"has {len(text)} characters; at most {MAX_CHARS} are allowed"
+    # Unicode's control, format, private, unassigned and surrogate characters.
     odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Cs")), "")
     if odd:
         return f"has the character U+{ord(odd):04X}, which is not visible text"

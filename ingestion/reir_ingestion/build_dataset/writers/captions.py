@@ -34,6 +34,7 @@ def captions_about(task: WritingTask, parser: Parser) -> Iterator[tuple[int, str
             for number, each in enumerate(scene.instances, start=1)
             if each.category in classes
         }
+        # Numbers of instances start at 1, so 0 stands for none.
         largest, *others = sorted(areas, key=areas.__getitem__, reverse=True) or [0]
         is_prominent = not others or areas[largest] >= PROMINENT * areas[others[0]]
         if largest and is_prominent and scene.photo.crowded.isdisjoint(classes):

@@ -89,6 +89,7 @@ def check_clock(store: InstanceStore, folder: Path | None) -> Check:
         folder: of an embedded store; a file that is written there gets the time of the machine
             that has the disk. None for a Milvus server.
     """
+    # Old records are normal, so only a time that is ahead of this clock shows a difference.
     ahead_s = {"the newest record of the store": newest_record_s(store) - time.time()}
     if folder is not None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:

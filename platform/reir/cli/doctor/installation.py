@@ -60,6 +60,7 @@ def check_disks(location: str | None) -> Iterator[Check]:
     """Check the free space for an embedded store, and for `$REIR_HOME` if that is another disk."""
     folders = [nearest_folder(location), _existing(reir_home())]
     # Uploads, the search log and reports are in `$REIR_HOME`.
+    # Reversed, because the last one counts: on a common disk, the folder of the store is named.
     of_disk = {each.stat().st_dev: each for each in reversed(folders)}
     yield from map(check_disk, of_disk.values())
 
@@ -110,6 +111,7 @@ def check_versions(tested: Mapping[str, str] | None = None) -> Check:
         f"{each.name} {version} (needs {each.specifier})"
         for each in needed
         if (version := _installed(each.name)) is not None
+        # Without `prereleases`, an installed pre-release would fit no range at all.
         and not each.specifier.contains(version, prereleases=True)
     ]
     pip = f"pip install -c {_TESTED} {DISTRIBUTION}=={reir.__version__}"
@@ -143,6 +145,7 @@ def _requirements(extra: str) -> list[Requirement]:
     own = [
         each
         for each in found
+        # An extra that includes another one requires this package itself, with that extra.
         if each.name != DISTRIBUTION
         and (each.marker is None or each.marker.evaluate({"extra": extra}))
     ]

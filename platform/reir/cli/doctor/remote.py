@@ -84,6 +84,7 @@ def check_cluster() -> Iterator[Check]:
         reason = re.sub(r"^reir\.errors\.\w+: ", "", reason)
         yield Check("cluster", "fail", f"{address} cannot be used: {reason}", advice)
         return
+    # The answer is the last line, because Ray may print messages on standard output before it.
     yield cluster_check(address, json.loads(done.stdout.splitlines()[-1]))
 
 
