@@ -74,7 +74,7 @@ class Instances:
     Attributes:
         boxes: (N, 4) float32, xyxy in [0, 1] of the upright image.
         objectness: (N,) float32 in [0, 1], in descending order; neither is checked.
-        vectors: (N, D) float32, of a length around 1; all vectors of an image have the same.
+        vectors: (N, D) float32. Their lengths may differ: that of a vector is a part of its scores.
         image_vector: (D,) float32, of the whole photo in the same space, for image retrieval.
         masks: N masks in the same order; None if the encoder gives none.
 

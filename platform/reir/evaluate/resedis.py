@@ -74,7 +74,7 @@ NO_CALIBRATION = (
     "`reir calibrate` fits one for a checkpoint"
 )
 
-_SCORE_LIMIT = 2.0  # beyond any inner product of two vectors of a length around 1
+_SCORE_LIMIT = 2.0  # a presence that needs a higher score is taken for one that no photo reaches
 _SCORE_STEP = 1e-7
 
 

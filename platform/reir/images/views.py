@@ -178,13 +178,14 @@ class ViewsEncoder(DelegatingEncoder, ABC):
     ) -> npt.NDArray[np.int64]:
         """Return the rows of instances, best first, without those found better in another view."""
         waiting = np.argsort(-objectness, kind="stable")
+        directions = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         chosen: list[int] = []
         while waiting.size and len(chosen) < self.num_candidates:
             best, waiting = int(waiting[0]), waiting[1:]
             chosen.append(best)
             iou = elementwise_iou(boxes[best], boxes[waiting])
             # Two people behind each other have overlapping boxes, but different vectors.
-            alike = vectors[waiting] @ vectors[best] > self.views.same_similarity
+            alike = directions[waiting] @ directions[best] > self.views.same_similarity
             # Instances of one view are distinct already, since its encoder applies NMS.
             same = (iou > self.views.same_iou) & alike & (view_N[waiting] != view_N[best])
             waiting = waiting[~same]

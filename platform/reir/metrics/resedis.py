@@ -301,7 +301,7 @@ class _Search:
         self._ends = np.append(starts[1:], len(gallery)).astype(np.int64)
         self._starts = starts.astype(np.int64)
         # Rounding errors grow with the lengths of the vectors. The longest instance stands for all,
-        # since their lengths are all around 1.
+        # since their lengths differ little.
         lengths = np.linalg.norm(vectors, axis=1)
         longest = np.linalg.norm(gallery.vectors, axis=1).max(initial=0.0)
         self._tolerances = TIE * longest * lengths

@@ -37,18 +37,18 @@ from reir_ingestion.build_dataset.tasks import (
 )
 
 UNSEEN_SCORE = 0.4
-"""Cosine that is assumed for an instance without a vector; most right expressions have a higher
-one."""
+"""Score (inner product) that is assumed for an instance without a vector; most right expressions
+have a higher one."""
 SURPRISAL_SHARE = 0.05
-"""One unit of a color's surprisal counts as much as this difference of cosines."""
+"""One unit of a color's surprisal counts as much as this difference of scores."""
 PLACE_SHARE = 0.2
 """An offset of one width of the photo toward the other side counts as much as this difference of
-cosines. For a small instance without a vector, this is the only evidence about its side."""
+scores. For a small instance without a vector, this is the only evidence about its side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Differences of cosines above which an expression fails.
+    """Differences of scores above which an expression fails.
 
     `benchmarks/data_engine.py` chooses `color`, `side` and `other`; `gallery` is fixed.
 
