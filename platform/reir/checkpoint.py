@@ -101,6 +101,8 @@ def save_checkpoint(
         "model_config": asdict(model.config),
         "training": dict(about),
     }
+    # Written last, because `read_config` refuses a folder without it: a run that is interrupted
+    # before leaves no new folder that looks like a checkpoint.
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return digest
 
@@ -310,6 +312,7 @@ def stored_digest(folder: Path, prefixes: tuple[str, ...]) -> str:
     """Return the sha256 of the weights in a checkpoint whose names start with a prefix."""
     sha = hashlib.sha256()
     with safe_open(folder / WEIGHTS, framework="np") as file:
+        # Sorted, so that the digest does not depend on the order in which the file has the weights.
         for name in sorted(file.keys()):
             if name.startswith(prefixes):
                 sha.update(name.encode() + file.get_tensor(name).tobytes())

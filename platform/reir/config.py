@@ -137,6 +137,7 @@ def _put(values: Mapping[str, Any], keys: list[str], value: Any, override: str) 
 
 def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     """Return one line that explains an error of pydantic."""
+    # `loc` is empty if a validator of the whole model has raised the error.
     *path, key = error["loc"] or ("",)
     section = _dotted(path)
     if error["type"] == "extra_forbidden":

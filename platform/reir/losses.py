@@ -205,8 +205,10 @@ def anchor_contrast(
         same_photo_NN = same_NN[counted_N][:, counted_N]
         best_NN = best_NN.masked_fill(same_photo_NN & ~own_NN, -torch.inf)
         second_NN = second_NN.masked_fill(same_photo_NN, -torch.inf)
+    # The best anchors come first, so that column i of row i is the target.
     logits = torch.cat([best_NN, second_NN.masked_fill(own_NN, -torch.inf)], dim=1)
     targets = torch.arange(len(texts), device=texts.device)
+    # Not the mean, which is NaN without texts.
     return F.cross_entropy(logits, targets, reduction="sum") / max(len(texts), 1)
 
 

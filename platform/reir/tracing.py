@@ -129,6 +129,7 @@ def start_tracing(service: str) -> bool:
     release = version("reir-platform")
     provider = TracerProvider(resource=Resource.create({**named, "service.version": release}))
     # Ray kills replicas when a server stops, and the spans that wait then are lost.
+    # The processor reads this variable when it is created.
     os.environ.setdefault(DELAY_MS, "1000")
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _exports.append(_Export(provider, provider.get_tracer("reir", release)))

@@ -475,6 +475,7 @@ def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection,
 
 def _seconds(told: str | None, otherwise: float) -> float:
     try:
+        # HTTP also allows a date here, which a proxy before the server may send.
         return max(0.0, float(told or ""))
     except ValueError:
         return otherwise

@@ -30,6 +30,8 @@ def error_of(url: str, status: int, data: bytes) -> ReirError:
         name, detail = str(told["type"]).rpartition("/")[2], str(told["detail"])
     except (ValueError, KeyError, TypeError):  # not from `reir serve`, but from a proxy before it
         return ServerError(f"server {url} answered {status}: {data[:200]!r}")
+    # Before the names: a photo whose file is missing also has the name `image-not-found`, which
+    # would say that the gallery does not have the photo.
     if told.get("reason") in set(ImageFailure):
         return ImageError(ImageFailure(told["reason"]), detail)
     match name:

@@ -115,6 +115,7 @@ def generate_expressions(
     for i, instance in enumerate(instances):
         by_class[instance.category].append(i)
     groups = {c: g for c, g in by_class.items() if c and c not in crowded}
+    # A dict as an ordered set: the order of a set of strings would differ from run to run.
     out: dict[tuple[int, str], None] = {}
     for category, members in groups.items():
         singles = [g[0] for c, g in groups.items() if len(g) == 1 and c != category]
@@ -177,6 +178,7 @@ def _sized(
 ) -> Iterator[tuple[int, str]]:
     """Yield expressions for the largest and the smallest of a class, if clear."""
     by_size = sorted(members, key=lambda i: instances[i].area)
+    # Annotated boxes may have no area, by which the ratios below would divide.
     areas = [max(instances[i].area, 1e-9) for i in by_size]
     if areas[-1] / areas[-2] >= CLEAR_SIZE:
         # In a photo, the largest of equal things is usually the closest one.

@@ -14,6 +14,7 @@ from reir.datasets.dataset import Expression, ReferringDataset
 from reir.datasets.json_entries import Entry, read_list
 
 REFS = "grefs(unc).json"
+# What `ann_id` lists for an expression that describes nothing in its photo.
 _NO_TARGET = ["-1"]
 
 

@@ -121,6 +121,8 @@ def read_annotations(
         return read_grefcoco(path, masks=masks)
     if (path / EXPRESSIONS).exists():
         return read_as("photos", path, masks=masks)
+    # With `instances.json`, it is one of the formats above without its other file, and the error
+    # says which files were expected.
     if any(path.glob("*.json")) and not (path / "instances.json").exists():
         photos = _photos_of(path, "ReSeDis", "resedis", images_dir)
         return read_resedis(path, photos, masks=masks)

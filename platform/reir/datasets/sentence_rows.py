@@ -232,6 +232,7 @@ def unreadable_text(text: str) -> str:
         return f"{shown(text)} contains a character with the number 0; remove it"
     if _NOT_UTF8.search(text):
         # Most such files are in an encoding of Western Europe; its reading is easy to recognize.
+        # `surrogateescape` reads byte 0xE9 as U+DCE9, so the lowest eight bits are the byte.
         guess = _NOT_UTF8.sub(lambda found: chr(ord(found.group()) % 0x100), text)
         return f"{shown(guess)} is not stored as UTF-8; save the file as UTF-8"
     return ""

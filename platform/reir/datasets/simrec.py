@@ -124,6 +124,7 @@ def _instance(entry: Entry, photo: ReferringImage, *, with_class: bool) -> Refer
         number = entry.value["cat_id"]
         if isinstance(number, bool) or number not in range(len(COCO_CLASSES)):
             entry.fail("cat_id", f"a whole number from 0 to {len(COCO_CLASSES) - 1}")
+        # 3.0 is in the range, too, because it equals 3, but it is no index.
         category = COCO_CLASSES[int(number)]
     return ReferringInstance(
         # Without a number, the place of the item is its id.

@@ -114,6 +114,8 @@ def _open_storage(storage: str) -> tuple[FileSystem, str, bool]:
 def _write(
     filesystem: FileSystem, path: str, rows: Iterable[Row], collection: MilvusCollection
 ) -> None:
+    # The server is asked, because versions differ in their columns: not all have masks, and those
+    # of earlier releases lack the derived columns.
     schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in collection.stored_columns()])
     remaining = iter(rows)
     with filesystem.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema) as writer:

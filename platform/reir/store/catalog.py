@@ -154,6 +154,7 @@ class Catalog:
         if found is None:
             if self.find(gallery, version) is not None:
                 raise missing_ledger_error(self._connection.address, gallery, version)
+            # There is no such version; if it is created now, its ledger gets all columns.
             return rows.IMAGE_COLUMNS
         present = {each["name"] for each in found["fields"]}
         columns = {each: kind for each, kind in rows.IMAGE_COLUMNS.items() if each in present}

@@ -68,9 +68,11 @@ class Capabilities:
     def search_params(self, limit: int, *, filtered: bool) -> dict[str, Any]:
         """Parameters for a search of `limit` rows."""
         breadth = EF_FILTERED if filtered else EF_SEARCH
+        # A server refuses an `ef` below the number of rows that it is asked for.
         return {"metric_type": "IP", "params": {"ef": max(breadth, limit)}}
 
 
+# Searches of an embedded store read journals and never this index, so the cheapest one is enough.
 LITE = Capabilities(index_type="FLAT", paging={"iterator": "True"})
 SERVER = Capabilities(index_type="HNSW", index_params={"M": 16, "efConstruction": 200})
 
@@ -111,6 +113,7 @@ class MilvusConnection:
             StoreUnavailable: Milvus cannot be reached, after all retries.
             StoreError: Milvus refused the call.
         """
+        # None stands for the last attempt, after which there is no wait.
         return self._call(method, arguments, (*self._back_offs_s, None))
 
     def call_once(self, method: str, **arguments: Any) -> Any:
@@ -127,6 +130,7 @@ class MilvusConnection:
         self, method: str, arguments: dict[str, Any], back_offs_s: Sequence[float | None]
     ) -> Any:
         for back_off_s in back_offs_s:
+            # Reset, so that if connecting fails, the client of the attempt before does not count.
             client = None
             try:
                 client = self._connected()
@@ -144,6 +148,7 @@ class MilvusConnection:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _call_once(self, client: MilvusClient, method: str, arguments: dict[str, Any]) -> Any:
+        # The given arguments come last, because `call_once` passes a timeout of its own.
         arguments = {"timeout": CALL_TIMEOUT_S, **arguments}
         try:
             return _bound(client, method)(**arguments)

@@ -36,6 +36,7 @@ _IMPORT_END_STATES = (
 _COMPACTION_TIMEOUT_S = 3600.0
 _COMPACTED = "Completed"
 _POLL_S = 0.5
+# The largest length that Milvus allows for a text column.
 _MAX_TEXT_BYTES = 65_535
 
 Consistency = Literal["Strong", "Session"]
@@ -265,6 +266,7 @@ class MilvusCollection:
     def compact(self) -> None:
         """Merge the files of the collection without deleted rows, and wait until that is done."""
         self._call("flush")
+        # After the flush, because a server merges only segments that are sealed.
         job = self._call("compact")
         deadline_s = time.monotonic() + _COMPACTION_TIMEOUT_S
         while self._connection.call("get_compaction_state", job_id=job) != _COMPACTED:

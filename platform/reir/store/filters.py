@@ -130,6 +130,7 @@ class _Token(NamedTuple):
 
 
 # ASCII, because `\d` and `\w` would also match digits and letters of other scripts.
+# A single "=" is a token, too, so that the parser can answer it with the operators that exist.
 _TOKENS = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
@@ -215,6 +216,7 @@ class _Parser:
     def _comparison(self) -> Filter:
         field = self._field()
         token = self._take()
+        # By the text alone: a string keeps its quotes here, so it cannot be mistaken for a keyword.
         match token.text:
             case "==":
                 return Comparison(field, "==", self._value(field))

@@ -104,6 +104,7 @@ class MilvusStore:
                 # The version exists from the moment its instances collection does, so that comes
                 # last.
                 self._create_instances(instances, spec, properties)
+            # Also if the version exists: its creation may have been interrupted at this point.
             images.ensure_ready(searched=False)
             instances.ensure_ready(searched=True)
 
@@ -360,6 +361,7 @@ def _record_reach(
         row = stored.get(image_id, first)
         # Never lower than before: instances of an earlier write may still be stored.
         reach[image_id] = max(row["reach"], image.record.num_instances)
+        # A new image without instances gets no row here, since nothing of it could be left over.
         if reach[image_id] > row["reach"]:
             growing.append({**row, "reach": reach[image_id]})
     ledger.upsert(growing)

@@ -137,6 +137,7 @@ class MilvusServerStore(MilvusStore):
         """Hits of each query, best first, merged from all parts that the planner returns."""
         count = partial(instances.count, consistency="Session")
         parts = self._planner.parts(instances.name, condition, count)
+        # Each part is asked for all of `limit`, because all of the best rows may be in one part.
         found = [instances.search(queries, limit, part) for part in parts]
         if len(found) == 1:
             return list(found[0])

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from reir.errors import ConfigError
 
+# Encoding at most doubles a name, so two names of this length, the separators and the ending fit
+# into the 255 characters of a collection name.
 MAX_NAME_LENGTH = 60
 _ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ESCAPES = {"-": "_m", "_": "_u"}
@@ -100,5 +102,6 @@ def _encode(name: str) -> str:
 
 
 def _decode(encoded: str) -> str:
+    # Every name starts with a letter or a digit, so this `_` can only come from `_encode_first`.
     plain = encoded.removeprefix("_") if re.match(r"_\d", encoded) else encoded
     return re.sub("_([mu])", lambda match: "-" if match[1] == "m" else "_", plain)

@@ -191,6 +191,7 @@ class ModelCache:
             if key.fits(model):
                 return model
             self._missing_until_s[key] = self._clock() + MISSING_FOR_S
+        # `held` is not empty: a key is only missing after another model of its spec was loaded.
         raise _replaced_error(key, held[0].encoder.digest)
 
 

@@ -167,6 +167,8 @@ class Photos:
             # The file first, so that the ledger never names a file that does not exist.
             _write_atomically(path, data)
             return self._write_to_store(place, path, encoded, data, attributes)
+        # After any other error, such as a store that no longer answers, the row that names the file
+        # may have been written, so the file stays.
         except (OSError, StoreFull, PhotoErased):
             if not existed:  # the gallery may hold the photo from an earlier upload
                 delete_upload(path)
@@ -241,6 +243,7 @@ class Photos:
             return False
         others = (each.name for each in self.store.versions(gallery) if each.name != version)
         for name in (*others, version):
+            # The last number counts: that of the version that is searched.
             gone = remove_shared_image(self.store, gallery, name, image_id)
         # A file elsewhere belongs to the user, who indexed it with `reir index`.
         if record.uri.startswith(canonical_uri(self.uploads / gallery) + "/"):

@@ -123,6 +123,7 @@ class CachedLiveRetriever(Retriever):
         age_s = time.monotonic() - self._read_at_s
         if age_s > LIVE_FRESH_S and (self._reading is None or self._reading.done()):
             self._reading = self._executor.submit(self._read_live_version)
+        # If a read fails, searches use the old name until here, where `result` raises the error.
         if age_s > LIVE_STALE_S and self._reading is not None:
             self._reading.result()
         return self.live
@@ -360,6 +361,7 @@ class SearchWorkers:
         )
 
     def _retriever(self, call: RetrieveCall) -> CachedLiveRetriever:
+        # Without a lock, because only the thread of the search worker gets here.
         key = call.gallery, call.digest, call.pinned
         if key not in self._retrievers:
             self._retrievers[key] = CachedLiveRetriever(

@@ -150,6 +150,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
         "search_log": search_log,
     }
     scaling = {"min_replicas": min_replicas, "max_replicas": max_replicas}
+    # Options that were not given are left out: for `load_settings`, None is a value, too.
     given |= {deployment: _without_none(scaling) or None for deployment in SCALED}
     chosen = load_settings(SECTION, ServeConfig, _without_none(given), config).values
     set_variables()
@@ -279,6 +280,7 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
     events: queue.SimpleQueue[int | StatusMessage] = queue.SimpleQueue()
     for number in (*STOP, signal.SIGHUP):
         signal.signal(number, lambda number, _: events.put(number))
+    # The folder comes first, so that it is deleted only when no process of the server is left.
     with server_folder() as folder, ServerProcess(config, folder, events.put) as server:
         with messages().status("starting"):
             while (event := events.get()) == signal.SIGHUP and file is not None:

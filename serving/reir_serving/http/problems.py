@@ -230,6 +230,7 @@ def problem_of_reir_error(error: ReirError) -> ProblemError:
             return ProblemError(ERASED, str(error))
         case Overloaded():
             return ProblemError(OVERLOADED, str(error), retry_after_s=error.retry_after_s)
+        # This and the next two are kinds of `StoreError`, so they come before the test for that.
         case GalleryNotFound():  # its text may name galleries that the key must not know
             return gallery_not_found("")
         case SchemaMismatch():

@@ -72,6 +72,7 @@ def run_label_page(  # noqa: PLR0913 - all but the first two are keyword-only
         GalleryNotFound: there is no such gallery, or none of its versions is live.
         DataError: all answers are known already.
     """
+    # For its owner only, because what people searched for is personal data.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(open_store(store)) as opened:
         with open_gallery(gallery, store=opened) as found:

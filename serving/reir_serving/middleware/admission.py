@@ -179,6 +179,7 @@ def is_large(scope: Scope) -> bool:
     if is_form(headers) or "transfer-encoding" in headers:
         return True
     length = headers.get("content-length", "")
+    # Cut off, because Python refuses to convert thousands of digits, and 20 exceed every limit.
     body = int(length[:20]) if length.isascii() and length.isdigit() else 0
     # HAProxy's buffer holds the first line and the headers as well.
     url = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")

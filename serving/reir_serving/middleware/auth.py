@@ -88,6 +88,7 @@ class AuthMiddleware:
         if self._keys is None:
             _check_origin(scope["method"], headers)
         is_open = scope["path"] in OPEN_PATHS
+        # Stored before the rate is checked, so that the access log names the key of refusals, too.
         state.caller = caller = self._caller(headers, needs_key=not is_open)
         # Callers without a key have the same empty id, so they share one rate limit.
         wait_s = self._rate.take(caller.key_id, caller.rate_per_s, self._clock())
@@ -202,6 +203,7 @@ def _check_origin(method: str, headers: Headers) -> None:
             f"{host[:200]!a}",
         )
     origin = headers.get("origin")
+    # With the port, because a page of another server on this machine is foreign, too.
     if origin is not None and method not in SAFE_METHODS and origin.partition("://")[2] != host:
         raise ProblemError(
             FORBIDDEN, f"requests from web pages of {origin[:200]!a} are not accepted"

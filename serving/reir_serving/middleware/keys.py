@@ -167,6 +167,8 @@ class KeyRing:
             ConfigError: the file cannot be read, or an entry of it is invalid.
         """
         self._path, self._clock = path, clock
+        # Before the file is read: if it changes in between, the next check finds another stamp and
+        # reads it again.
         self._stamp = _stamp(path)
         self._entries = _entries(path)
         self._checked_s = clock()
@@ -271,6 +273,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _save(path: Path, content: KeyFile) -> None:
     """Replace the file in one step; only its owner can read it."""
     # A running server may read the file at any time, so it must never see half of it.
+    # The name can be fixed, because only one process at a time holds the lock of `_locked`.
     temporary = path.with_name(f".{path.name}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -73,6 +73,8 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        # Not `BaseException`: if the client is gone, its request is canceled, which is not a
+        # failure and only passes `finally`.
         except Exception:
             logger.exception("request %s failed", state.request_id)
             if state.status:  # the answer has begun, so the server can only cut the connection

@@ -72,6 +72,7 @@ def build_app(args: ServeConfig | Mapping[str, Any]) -> Any:
     values = config.model_dump(mode="json")
     if layout_of(config) == "fused":
         return ingress.bind(values)
+    # The names are the values of `DEPLOYMENT_OF`, by which `RemoteWorkers` finds the handles.
     workers = {
         name: _deployment(WorkerReplica, name, replicas, config).bind(values)
         for name, replicas in (
@@ -111,6 +112,7 @@ class Ingress:
         """
         config = load_config(ServeConfig, values)
         open_logs(config.access_log)
+        # Before `create_app`, which asks only once whether there are traces.
         start_tracing(SERVICE)
         store, check = _open_store(config)
         self._config, self._is_warm, self._metrics = config, False, Metrics()
@@ -213,6 +215,7 @@ def _deployment(cls: type, name: str, replicas: Replicas, config: ServeConfig) -
         # `AdmissionControl` applies the limits of this deployment. Serve's own limit would count
         # health checks and metrics too, and reject them when the server is busy.
         options = {"max_ongoing_requests": limits.max_ongoing_requests + waiting + SPARE_REQUESTS}
+        # Without an application: each replica builds its own in `__serve_build_asgi_app__`.
         cls = serve.ingress()(cls)
     if replicas.min_replicas == replicas.max_replicas:  # Serve accepts one of the two options only
         options["num_replicas"] = replicas.min_replicas

@@ -89,6 +89,7 @@ is limited to about 100."""
 def server_folder() -> Iterator[Path]:
     """Create a temporary folder for one server; at the end, delete it with its contents."""
     parent = Path(tempfile.gettempdir())
+    # `TemporaryDirectory` adds eight characters to the prefix.
     if len(str(parent / "reir-12345678")) > MAX_FOLDER_LENGTH:
         parent = Path("/tmp")
     with tempfile.TemporaryDirectory(

@@ -56,6 +56,8 @@ def error_response(status: int, name: str, title: str, detail: str) -> str:
         "request_id": "%[unique-id]",
         "errors": [],
     }
+    # In an `lf-string` of HAProxy, a single quote would end the text and `%` would begin a
+    # variable, so no other text of an answer may contain them.
     retry_after = f" hdr Retry-After {RETRY_AFTER_S}" if status == 503 else ""
     return (
         f"content-type application/problem+json lf-string '{json.dumps(body)}'"
@@ -171,6 +173,7 @@ def replica_lines(config: str) -> dict[str, list[str]]:
             found[section] = []
         elif line and not line.startswith((" ", "#")):
             section = ""
+        # The backup server is no replica, but Serve's own proxy.
         elif section and words[:1] == ["server"] and words[-1] != "backup":
             found[section].append(line)
     return found
@@ -254,6 +257,7 @@ def _additions(
         return [
             f"bind unix@{_again_socket(backup_socket)}",
             # The table counts the connections of each client address.
+            # HAProxy converts IPv4 addresses to IPv6 for it.
             "stick-table type ipv6 size 100k expire 60s store conn_cur",
             "tcp-request connection track-sc0 src",
             f"tcp-request connection reject if {{ sc0_conn_cur gt {client_limit} }}",

@@ -112,6 +112,7 @@ class HAProxySupervisor:
         self._admin, self._replaced = admin_socket(config), command_line.replaced
         self._is_stopping = False
         self._inner = inner_socket(self._admin)
+        # For this process alone: the one that it replaces may still restart HAProxy with its own.
         self._file = command_line.config.with_suffix(f".{os.getpid()}.cfg")
         self._file.write_text(adjust(config, secret, host), encoding="utf-8")
         self._command = [binary, *command_line.flags, "-f", str(self._file)]
@@ -127,6 +128,7 @@ class HAProxySupervisor:
         try:
             if not self._is_up():
                 self._child.kill()
+                # It may have exited with status 0 by itself, although it has not come up.
                 return self._child.wait() or 1
             with AdminSocketProxy(self._admin, self._inner) as proxy:
                 threading.Thread(target=proxy.serve_forever, daemon=True).start()

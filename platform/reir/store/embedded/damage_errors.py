@@ -13,6 +13,7 @@ from reir.errors import StoreDamaged
 from reir.store.names import collection_key
 
 _MARK = "damaged file: "
+# A file below `collections/NAME` belongs to that collection; the aliases belong to none.
 _FOUND = re.compile(_MARK + r"(?P<problem>(?:\S*?/collections/(?P<name>[^/\s]+)|\S+).*)", re.DOTALL)
 ALIASES = "aliases.json"
 

@@ -73,6 +73,7 @@ class Selection:
         # their own, or than a copy of them without those numbers.
         queries_QW = np.zeros((len(queries), self.rows.shape[1]), dtype=np.float32)
         queries_QW[:, NUM_COLUMNS:] = queries
+        # Asked for more rows than there are, faiss would fill up its answer with row number -1.
         limit = min(limit, num_kept)
         # Applies to this thread only. With two threads per search, concurrent searches took 4 to 6
         # times as long.
@@ -99,6 +100,7 @@ class Selection:
         # The zero vector has no codes, since its scale would be a division by 0.
         while use_codes and num + len(without_code) <= num_rows // 8 and query_1W.any():
             proposed, bound = self.codes.best(query_1W[0, NUM_COLUMNS:], num)
+            # `_common` needs ascending order, which this keeps: rows without a code come last.
             proposed = np.concatenate([proposed, without_code])
             if kept is not None:
                 proposed = _common(proposed, kept)
@@ -236,6 +238,8 @@ class ExactIndex:
         self._num_searches += 1
         if self._num_searches > _CODES_AFTER_SEARCHES and len(self._rows) >= _CODES_FROM_ROWS:
             self._codes.extend(self._rows[:, NUM_COLUMNS:])
+        # `kept` must be a copy and no view of `_alive`: `_remove` changes that in place, possibly
+        # while another thread still searches with this selection.
         kept = None
         if tree is not None:
             kept = np.flatnonzero(evaluate(tree, self._column) & self._alive.view)

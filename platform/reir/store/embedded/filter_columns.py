@@ -105,6 +105,7 @@ class _NumberColumn:
 
     def extend(self, rows_NW: FloatArray, images: Sequence[ImageRows]) -> Column:
         # Only what was added since the last call; rows that are there never change.
+        # Replaced images are among them: their rows stay in the file, and need an entry, too.
         sizes = [each.image.num_instances for each in images[self._num_images :]]
         self._num_images = len(images)
         added_NW = rows_NW[len(self._values) :]
@@ -131,6 +132,7 @@ class _DictionaryColumn:
         index = [self._known.setdefault((type(each), each), len(self._known)) for each in values]
         sizes = [each.image.num_instances for each in added]
         self._index.append(np.repeat(np.array(index, dtype=np.int32), sizes))
+        # In the order of their indices, because a dict keeps the order of insertion.
         return Column(objects([value for _, value in self._known]), self._index.view)
 
     def _value(self, image: JournalImage) -> object:

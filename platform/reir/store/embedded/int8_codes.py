@@ -80,6 +80,8 @@ class Int8Snapshot:
         # The query uses the whole range of its own codes: its scale cancels out of the ranking.
         query_scale = _MAX_CODE / float(np.abs(rotated).max())
         rounded = np.rint(rotated * query_scale)
+        # faiss uses these two arrays as a heap, in which it replaces the lowest score by a higher
+        # one. So they must start with scores that every row exceeds.
         scores = np.full(num, -np.inf, dtype=np.float32)
         rows = np.full(num, -1, dtype=np.int64)
         scanner = _scanner(len(rotated))

@@ -58,6 +58,8 @@ _HEADER = struct.Struct("<4sIQI")
 _CHECKSUM = struct.Struct("<I")
 _STAMP = struct.Struct("<36sQQQI")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# A release that changes the format changes these, too. It then takes a journal of an earlier
+# release for a damaged one, and rebuilds it from the store.
 _MAGIC = b"rjn4"
 _FRAME_MAGIC = b"frm2"
 _READS = 3
@@ -151,6 +153,7 @@ class Journal:
         """
         # A rows file of its own, so that readers of the journal that is replaced keep theirs.
         token = secrets.token_hex(4)
+        # The journal at `temporary` finds these rows, because `_rows_path` replaces the suffix.
         temporary, rows = path.with_suffix(".new"), _rows_path(path, token)
         try:
             temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()) + _end(FIRST_FRAME, 0))
@@ -367,6 +370,7 @@ def put_change(images: Iterable[IndexedImage], dim: int) -> Change:
     """Return the change that puts these images, with vectors of dimension `dim`."""
     batch = list(images)
     blocks = [_rows(image.instances) for image in batch if image.instances is not None]
+    # Comes before the blocks, because `concatenate` fails if a batch has no instances at all.
     empty = np.empty((0, NUM_COLUMNS + dim), dtype=np.float32)
     return Change([_journal_image(image) for image in batch], np.concatenate([empty, *blocks]))
 

@@ -112,6 +112,7 @@ def check_collection(folder: Path) -> Iterator[tuple[Path, int]]:
             _compare(file, checksum)
         else:
             yield file, checksum
+    # In a generator, this runs only after the caller has taken all files.
     _check_logs(folder / "wal", payload["active_wal_number"] or 0)
 
 
@@ -174,6 +175,7 @@ def _with_manifest_checksums(to_payload: Callable[[Any], dict[str, Any]]) -> Cal
 
 def _checksum_of(path: Path) -> int:
     """Return the checksum of a file; a file of an earlier release is assumed to be intact."""
+    # Computed each time, because Lite may write this file again. A Parquet file never changes.
     if path.name == db.SCHEMA_FILENAME:
         return _checksum(path)
     if str(path) not in _known:
@@ -188,6 +190,7 @@ def _with_log_checksums(write: Callable[[Any, Any], None], kind: str) -> Callabl
         path = _log_path(wal, kind)
         if getattr(wal, f"{kind}_path") is None:  # nothing has been written to it yet
             _log_states[path] = (0, 0)
+            # Written before the log exists, because a log without a .sum file counts as damaged.
             _sum_path(path).write_bytes(b"")
         try:
             write(wal, batch)
@@ -208,6 +211,7 @@ def _start_new_logs(wal: Any) -> None:
 
     The failed write may have left an incomplete record, and Lite does not read past one.
     """
+    # The log of data and that of deletions share one number, so both have to start anew.
     wal._data_writer = wal._delta_writer = wal._data_sink = wal._delta_sink = None
     wal._number += 1
 

@@ -57,6 +57,7 @@ def compact(collection: Any) -> None:
         manifest, deletions = collection._manifest, collection._delta_index
         for partition in manifest.list_partitions():
             folder = os.path.join(collection._data_dir, "partitions", partition)
+            # A copy of the list, because rewriting a file changes the manifest.
             for file in list(manifest.get_data_files(partition)):
                 if _has_deleted_rows(collection, os.path.join(folder, file)):
                     # One file at a time, so that memory holds one file and not the collection.

@@ -65,12 +65,14 @@ class LiteVersionSource:
     def unfinished(self) -> Set[str]:
         """Ids of photos whose last write was interrupted: see the steps in `reir.store.milvus`."""
         condition = f"status == {quote(PENDING)} or reach != num_instances"
+        # In parentheses, because `pages` puts another condition and `and` before it.
         return {row["image_id"] for row in self._ledger.pages(f"({condition})")}
 
     def changes(self) -> Iterator[Change]:
         """All photos of the version, as the changes of a new journal."""
         for chunk in _chunks(self._rows()):
             found = self._instances(chunk)
+            # Rows are counted: the number in the ledger is too large if some were lost.
             puts = [
                 JournalImage(row["image_id"], row["uri"], len(of_it), *_fingerprint(row))
                 for row, of_it in zip(chunk, found.values(), strict=True)

@@ -102,6 +102,7 @@ class LiteServer:
         """Find or start a server in a thread; the first call of `address` waits for the result."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="reir-lite-server")
         self._ahead = pool.submit(self._find_or_start)
+        # This does not cancel the task. It only lets the thread end after it.
         pool.shutdown(wait=False)
 
     def address(self) -> Address:
@@ -145,6 +146,7 @@ class LiteServer:
     def close(self) -> None:
         """Stop using the store. Its server ends once no client uses it; that of a copy ends now."""
         if self._ahead is not None:
+            # The thread may be starting a server, for which it needs the lock that is closed below.
             wait([self._ahead])
         self._clients_lock.close()
         if self._copy is not None:

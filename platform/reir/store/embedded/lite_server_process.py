@@ -49,6 +49,8 @@ def serve(directory: Path, idle_s: float) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with FileLock(directory / SERVER_LOCK) as lock, FileLock(directory / CLIENTS_LOCK) as clients:
+        # A single attempt could fail although no server runs: a client that asks whether one does
+        # holds a shared lock for an instant (`is_locked`).
         if not lock.acquire(timeout_s=_WAIT_FOR_PREDECESSOR_S):
             logger.error("another process already serves %s", directory)
             return 1
@@ -60,6 +62,7 @@ def serve(directory: Path, idle_s: float) -> int:
 def _serve_until_idle(
     directory: Path, lock: FileLock, clients: FileLock, stop: threading.Event, idle_s: float
 ) -> None:
+    # Imported here, because clients import this module for its names and do not need Milvus Lite.
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     from reir.store.embedded.lite_checksums import install_checksums
@@ -92,6 +95,7 @@ class AddressFile:
     def __init__(self, path: Path, port: int) -> None:
         """Prepare the file; nothing is written before `keep`."""
         self._path = path
+        # The time makes the text of each process different, so that `exists` recognizes its own.
         self._text = json.dumps({"pid": os.getpid(), "port": port, "started": time.time_ns()})
 
     @property
@@ -140,6 +144,7 @@ def _wait_until_idle(
             continue
         if idle_for_s >= idle_s:
             return
+        # At once, because a client that opens the store now waits for this lock.
         clients.release()
         idle_for_s += _POLL_S
 

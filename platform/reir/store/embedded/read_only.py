@@ -15,12 +15,16 @@ from pathlib import Path
 
 from reir.errors import StoreUnavailable
 
+# A stamp contains the inode and ctime of its journal. Through a symlink, these are still the same,
+# so the stamp stays valid and the journal need not be compared with the store.
 _SYMLINKED_SUFFIXES = {".parquet", ".idx", ".rows", ".journal"}
+# The files beside these folders, such as locks and server.json, belong to servers of the original.
 _COPIED_FOLDERS = ("milvus", "reader")
 
 
 def why_read_only(directory: Path) -> str:
     """Return the system's reason why an existing store is not writable; "" if it is writable."""
+    # By default, `os.access` asks for the real user, but files are opened as the effective one.
     # `os.path.isdir` returns False, without an error, if permission is missing
     if not os.path.isdir(directory / "milvus") or os.access(directory, os.W_OK, effective_ids=True):
         return ""

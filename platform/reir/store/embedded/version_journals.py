@@ -131,6 +131,7 @@ class VersionJournals:
                 maintainer = self._maintainer(collection, source)
                 with contextlib.closing(Journal(maintainer.path, source.dim())) as journal:
                     size = sum(image.num_instances for image in journal.images().values())
+                # If the journal lacks something, this raises, and the reader below repairs it.
                 maintainer.verify()
                 return size
         return self._reader(collection, source).count()
