@@ -10,6 +10,9 @@ export class Problem extends Error {
   }
 }
 
+/** The first character that is not ASCII: no key has one, and a request may not carry it. */
+export const foreignTo = (key) => key.match(/[^\x20-\x7e]/u)?.[0];
+
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 /** Keep the API key until the tab is closed; null deletes it. */
@@ -30,9 +33,18 @@ export async function call(path, { json, form, method, signal, idempotencyKey } 
   if (json !== undefined) headers["Content-Type"] = "application/json";
   const body = json === undefined ? form : JSON.stringify(json);
   const verb = method ?? (body ? "POST" : "GET");
-  const response = await send(path, { method: verb, headers, body, signal });
-  const text = await response.text();
-  return text ? JSON.parse(text) : null;
+  return contentOf(await send(path, { method: verb, headers, body, signal }));
+}
+
+async function contentOf(response) {
+  try {
+    const text = await response.text();
+    return text ? JSON.parse(text) : null;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    // The connection has ended too early, or something in between has answered with a page.
+    throw new Problem({ title: "The answer of the server cannot be read" });
+  }
 }
 
 /** Path of one photo of a gallery, or of all its photos if the id is empty. */

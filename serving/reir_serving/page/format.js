@@ -68,7 +68,7 @@ export function explain(problem) {
   switch (problem.status) {
     case 0:
       return {
-        title: "The server does not answer",
+        title: problem.title,
         advice: "Check that \u201creir serve\u201d is still running and that you are connected.",
       };
     case 401:

@@ -1,6 +1,6 @@
 // Notices above the hits: errors, slow answers, objects that are not there, ties.
 
-import { setKey } from "./api.js";
+import { foreignTo, setKey } from "./api.js";
 import { button, byId, make } from "./dom.js";
 import { explain, percent } from "./format.js";
 
@@ -43,15 +43,24 @@ function askKey(retry) {
   const field = make("input", {
     type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true,
   });
+  const wrong = make("p", { role: "status" });
   const submit = (event) => {
     event.preventDefault();
-    setKey(field.value.trim());
+    const key = field.value.trim();
+    const odd = foreignTo(key);
+    if (odd) {
+      wrong.textContent = `The key contains \u201c${odd}\u201d, but keys have only letters, digits `
+        + "and underscores. Copy the key again.";
+      return field.select();
+    }
+    setKey(key);
     retry();
   };
   setKey(null); // the server has rejected the key that was sent, if any
   show("key", make("h2", {}, "This server requires an API key"),
     make("form", { submit }, make("label", { for: "key" }, "API key"), field,
       make("button", { type: "submit" }, "Use this key")),
+    wrong,
     make("p", {}, "It is kept until you close this tab, and is sent only to this server."));
   field.focus();
 }

@@ -23,10 +23,12 @@ const ENGLISH_ONLY =
 const TITLE = document.title;
 const NUM_BOXES = 5; // to show in a photo of the user
 const NUM_EXAMPLES = 3;
-const NOTHING = Object.freeze({ hits: [], cursor: "", described: "" });
+const NOTHING = Object.freeze({ hits: [], cursor: "", described: "", gallery: "" });
 const MIN_TYPED_CHARS = 3; // shorter sentences are not searched for while the user types
 
 let state = EMPTY_STATE;
+let hasStarted = false; // whether the galleries are known, without which nothing can be searched
+let inField = ""; // the sentence of the state when its field was last set to it
 let upload = null; // {file, box}: a photo of the user; with a box, the search is for its content
 let shown = NOTHING;
 let galleries = [];
@@ -34,8 +36,9 @@ let takesFeedback = false; // whether the server records it
 let running = null; // AbortController of the request in progress
 let typing = null;
 
-const more = (instance) => addTerm("more", instance);
-const not = (instance) => addTerm("not", instance);
+// Their gallery is not always that of the state: the user may have chosen another one since.
+const more = (instance, gallery = shown.gallery) => addTerm("more", instance, gallery);
+const not = (instance, gallery = shown.gallery) => addTerm("not", instance, gallery);
 const viewer = new Viewer({
   more, not,
   removed: () => Promise.all([run(), updateCounts()]),
@@ -44,8 +47,11 @@ const viewer = new Viewer({
 
 /** Change the state, put it into the address, and search. */
 function update(changes, { typed = false } = {}) {
-  clearTimeout(typing);
+  if (!hasStarted) return; // `start` takes what was typed until then
+  const before = state.sentence;
   state = { ...state, ...changes };
+  // Otherwise, what was typed just before is still searched for.
+  if (state.sentence !== before) clearTimeout(typing);
   const address = `#${toHash(state)}`;
   // While the user types, "back" must not step through every letter.
   if (typed) history.replaceState(null, "", address);
@@ -53,25 +59,33 @@ function update(changes, { typed = false } = {}) {
   return run();
 }
 
-function addTerm(kind, instance) {
+function addTerm(kind, instance, gallery) {
   remember([instance]);
-  update(withTerm(state, kind, instance.instance_id));
+  update({ ...withTerm(state, kind, instance.instance_id), gallery });
 }
 
-const thisGallery = () => galleries.find((each) => each.name === state.gallery);
+const galleryOf = (name) => galleries.find((each) => each.name === name);
 
 /** Set the controls to the state. */
 function showState() {
   document.title = state.sentence ? `${state.sentence} \u2013 REIR` : TITLE;
-  const sentence = byId("sentence");
-  if (sentence.value.trim() !== state.sentence) sentence.value = state.sentence;
+  showSentence();
   showFilters(state);
-  showGallery(thisGallery());
+  showGallery(galleryOf(state.gallery));
   showDrawing();
   showChips(state, upload, {
     drop: (id) => update(withoutTerm(state, id)),
     dropPhoto: () => setUpload(null),
   });
+}
+
+/** Put the sentence into its field if it is a new one; otherwise, the user may go on typing. */
+function showSentence() {
+  const field = byId("sentence");
+  if (state.sentence !== inField && field.value.trim() !== state.sentence) {
+    field.value = state.sentence;
+  }
+  inField = state.sentence;
 }
 
 const hasMasks = () => shown.hits.some((hit) => hit.mask);
@@ -96,14 +110,17 @@ async function run({ next = false } = {}) {
   const view = upload && !upload.box ? "local" : hasQuery(state) || upload ? "hits" : "start";
   document.body.dataset.view = view;
   if (view === "start") return showStart();
-  if (view === "local" && !state.sentence) return showLocal(upload.file, null, {});
+  if (view === "local" && !state.sentence) {
+    setBusy(false); // the request that was aborted is not followed by another one
+    return showUpload(null);
+  }
   const slow = setTimeout(notices.slow, SLOW_MS);
   setBusy(true, view === "hits" && !next);
   try {
     const answer = await request(view, next ? shown.cursor : "", own.signal);
     notices.clear();
     if (view === "hits") showHits(answer, next);
-    else showLocal(upload.file, answer, { similar: (box) => setUpload({ ...upload, box }) });
+    else showUpload(answer);
   } catch (error) {
     if (error.name !== "AbortError") showProblem(error, () => run({ next }), next);
   } finally {
@@ -137,12 +154,13 @@ function setBusy(is, first = false) {
 
 /** Show what went wrong; keep the hits if only their next page failed. */
 function showProblem(error, retry, keepsHits = false) {
-  if (!keepsHits) clearHits();
+  if (!keepsHits) clearAnswer();
   notices.problem(error, retry);
 }
 
-function clearHits() {
+function clearAnswer() {
   shown = NOTHING;
+  byId("local").replaceChildren();
   byId("grid").replaceChildren();
   byId("absent").replaceChildren();
   byId("next").hidden = true;
@@ -151,9 +169,15 @@ function clearHits() {
 }
 
 function showStart() {
-  clearHits();
+  clearAnswer();
   setBusy(false);
   return showPhotos(state.gallery, running.signal);
+}
+
+/** Show the photo of the user. A box belongs to this photo, also after another one was chosen. */
+function showUpload(answer) {
+  const { file } = upload;
+  showLocal(file, answer, { similar: (box) => setUpload({ file, box }) });
 }
 
 function showHits(answer, isNext) {
@@ -161,7 +185,10 @@ function showHits(answer, isNext) {
   const hadFocus = grid.contains(document.activeElement);
   const { hits } = answer;
   const before = isNext ? shown.hits : [];
-  shown = { hits: [...before, ...hits], cursor: answer.cursor, described: described() };
+  shown = {
+    hits: [...before, ...hits], cursor: answer.cursor, described: described(),
+    gallery: state.gallery,
+  };
   remember(hits);
   showDrawing();
   const made = cards(hits, {
@@ -228,12 +255,13 @@ function clearFilters() {
 }
 
 function openViewer(rank) {
-  const mayWrite = thisGallery()?.writable === true;
-  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite, expression: shown.described });
+  const { hits, gallery, described: expression } = shown;
+  viewer.open(hits, rank, { gallery, mayWrite: galleryOf(gallery)?.writable === true, expression });
 }
 
 /** Search in a photo of the user, or with a part of it; null goes back to the gallery. */
 function setUpload(photo) {
+  if (photo?.file !== upload?.file) clearAnswer(); // it is about another photo
   upload = photo;
   if (photo) byId("sentence").focus();
   run();
@@ -246,7 +274,7 @@ async function updateCounts() {
   } catch {
     return; // the old counts stay
   }
-  showGallery(thisGallery());
+  showGallery(galleryOf(state.gallery));
 }
 
 /** Request the galleries from the server and show them; offer to try again if that fails. */
@@ -261,7 +289,9 @@ async function start() {
     showExamples(about.examples ?? []);
     byId("release").textContent =
       `REIR ${about.release}. The models of this server compute in ${about.cpu_path}.`;
-    await run();
+    hasStarted = true;
+    const typed = byId("sentence").value.trim(); // while the page was loading
+    await (typed ? update({ sentence: typed }, { typed: true }) : run());
   } catch (error) {
     showProblem(error, start);
   }
@@ -310,6 +340,8 @@ function listen() {
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
     upload = null;
+    clearTimeout(typing);
+    sentence.value = "";
     update({ ...EMPTY_STATE, gallery: state.gallery, draw: state.draw, zoom: state.zoom });
     sentence.focus();
   });

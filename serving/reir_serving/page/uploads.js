@@ -13,9 +13,15 @@ import { count, explain } from "./format.js";
 export function listenForPhotos(on) {
   choose("pick", "pick-file", ([file]) => on.localize(file));
   choose("add", "add-file", (files) => add(files, on.gallery()).then(on.added));
-  window.addEventListener("paste", (event) => useFirst(event.clipboardData?.files, on));
+  window.addEventListener("paste", (event) => {
+    if (!isText(event)) useFirst(event.clipboardData?.files, on);
+  });
   drops(on);
 }
+
+/** Whether a paste puts text into a field; office programs copy a picture of the text with it. */
+const isText = ({ target, clipboardData }) =>
+  target.matches("input") && clipboardData?.types.includes("text/plain");
 
 function choose(button, input, use) {
   byId(button).addEventListener("click", () => byId(input).click());

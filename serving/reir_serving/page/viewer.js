@@ -23,7 +23,7 @@ export class Viewer {
   #mayWrite = false;
   #expression = "";
 
-  /** @param on.more(hit), on.not(hit), on.removed(hit), on.closed(rank) */
+  /** @param on.more(hit, gallery), on.not(hit, gallery), on.removed(hit), on.closed(rank) */
   constructor(on) {
     this.#on = on;
     byId("viewer-close").addEventListener("click", () => this.close());
@@ -175,7 +175,7 @@ export class Viewer {
 
   #use(kind, instance) {
     this.close();
-    this.#on[kind](instance);
+    this.#on[kind](instance, this.#gallery);
   }
 
   #key(event) {
