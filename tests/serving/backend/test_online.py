@@ -14,6 +14,7 @@ import pytest
 from reir.attributes import TENANT
 from reir.client.http_client import Client
 from reir.images.photo_files import delete_upload
+from reir.records import ImageRecord
 from reir.store import InstanceStore, open_store
 from reir.store.memory import MemoryStore
 from reir_serving.backend import photos as photos_module
@@ -152,7 +153,8 @@ def test_uploads_right_before_an_equal_photo_is_deleted_can_be_found(
     """They are complete after the deletion has looked for duplicates, and before it deletes."""
     place, encoded = ("g", "v1"), encode(photos, pair)
     holder = photos.add(place, encoded, pair, "a.png", {})
-    delete, added = photos.store.delete_images, []
+    delete = photos.store.delete_images
+    added: list[ImageRecord] = []
 
     def add_then_delete(*arguments: Any) -> int:
         added.extend(
