@@ -118,14 +118,14 @@ def build_app() -> typer.Typer:
 
 def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
     try:
-        app(arguments, prog_name="reir", default_map=_defaults(arguments))
+        app(arguments, prog_name="reir", default_map=_defaults(app, arguments))
     except SystemExit as stop:
         sys.stdout.flush()  # raises BrokenPipeError here, where `run` handles it
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
 
-def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
+def _defaults(app: typer.Typer, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the defaults of the options of the command, as click takes them, from the settings.
 
     `reir serve` is not among these commands: most of its settings are no options.
@@ -136,9 +136,10 @@ def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
     if section is None or "--help" in arguments:
         return {}
     values = command_defaults(section)
-    # The commands of a group, such as `reir schedule start`, are one level deeper.
-    subcommand = {words[1]: values} if len(words) > 1 else {}
-    return {words[0]: {**values, **subcommand}}
+    if any(group.name == words[0] for group in app.registered_groups):
+        # The commands of a group, such as `reir schedule start`, are one level deeper.
+        values = {subcommand: values for subcommand in words[1:2]}
+    return {words[0]: values}
 
 
 def _print_version(requested: bool) -> None:

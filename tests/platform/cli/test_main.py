@@ -201,6 +201,33 @@ def test_debug_lets_the_traceback_through(
         main.run(arguments)
 
 
+INDEX = """
+import typer
+
+def register(app):
+    @app.command()
+    def index(source: str, store: str = "default", runner: str = "ray") -> None:
+        typer.echo(f"{source} {store} {runner}")
+"""
+
+
+def test_an_argument_named_like_an_option_is_no_subcommand(
+    install: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install("reir_toy", INDEX, toy="reir_toy:register")
+    (tmp_path / "config.yaml").write_text("index: {runner: local}\nschedule: {file: mine.yaml}\n")
+    monkeypatch.setenv("REIR_CONFIG", str(tmp_path / "config.yaml"))
+    assert main.run(["index", "store"]) == 0
+    assert capsys.readouterr().out == "store default local\n"
+    # The commands of a group do get their defaults from the section.
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["schedule", "add", "night", "--cron", "0 3 * * *", "--", "doctor"]) == 0
+    assert (tmp_path / "mine.yaml").exists()
+
+
 def test_debug_behind_two_dashes_is_an_argument(
     install: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
