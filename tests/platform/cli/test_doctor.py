@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socketserver
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -203,7 +203,7 @@ def server() -> Iterator[Callable[..., str]]:
     """An HTTP server that answers /v1/about with the given values, at the given time."""
     running: list[http.server.HTTPServer] = []
 
-    def start(seconds: float = 0.0, **about: Any) -> str:
+    def start(about: object, seconds: float = 0.0) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response_only(200)
@@ -229,15 +229,47 @@ def test_release_checkpoint_and_clock_of_a_server_are_compared(
     encoder = FakeEncoder()
     mine = {"release": reir.__version__, "checkpoints": [encoder.digest]}
 
-    def statuses(**about: Any) -> list[str]:
-        return [each.status for each in remote.check_server(server(**about), encoder)]
+    def statuses(about: object, seconds: float = 0.0) -> list[str]:
+        return [each.status for each in remote.check_server(server(about, seconds), encoder)]
 
-    assert statuses(**mine) == ["ok", "ok"]
-    assert statuses(**{**mine, "release": "0.0.9"}) == ["warn", "ok"]
-    assert statuses(**{**mine, "checkpoints": ["f" * 64]}) == ["warn", "ok"]
-    assert statuses(seconds=60, **mine) == ["ok", "warn"]
+    assert statuses(mine) == ["ok", "ok"]
+    assert statuses({**mine, "release": "0.0.9"}) == ["warn", "ok"]
+    assert statuses({**mine, "checkpoints": ["f" * 64]}) == ["warn", "ok"]
+    assert statuses(mine, seconds=60) == ["ok", "warn"]
     (gone,) = remote.check_server(f"http://127.0.0.1:{free_port()}", encoder)
     assert (gone.status, "does not answer" in gone.detail) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\n\r\n<html>",
+    ],
+)
+def test_what_speaks_another_protocol_does_not_answer(answer: bytes) -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        (found,) = remote.check_server(f"http://127.0.0.1:{other.server_address[1]}", None)
+    assert (found.status, "does not answer" in found.detail) == ("fail", True)
+
+
+def test_an_address_with_a_space_does_not_answer() -> None:
+    (found,) = remote.check_server("http://localhost:1/a b", None)
+    assert (found.status, "does not answer" in found.detail) == ("fail", True)
+
+
+@pytest.mark.parametrize("about", [{}, {"release": "1"}, {"checkpoints": []}, ["release"]])
+def test_another_server_is_not_one_of_reir(server: Callable[..., str], about: object) -> None:
+    (found,) = remote.check_server(server(about=about), None)
+    assert (found.status, "is not a server of reir" in found.detail) == ("fail", True)
 
 
 def test_a_cluster_is_checked_within_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import reir
@@ -35,13 +36,17 @@ def check_server(url: str, encoder: InstanceEncoder | None) -> Iterator[Check]:
         url: address of the server.
         encoder: the checkpoint of this machine.
     """
+    advice = "start it with `reir serve`, or correct --server"
     try:
         asked_s = time.time()
         with urllib.request.urlopen(f"{url.rstrip('/')}/v1/about", timeout=SERVER_TIMEOUT_S) as got:
             about, date = json.load(got), got.headers["Date"]
-    except (OSError, ValueError) as error:
-        advice = "start it with `reir serve`, or correct --server"
+    # HTTPException: the address is invalid, the answer is cut, or it is of another protocol.
+    except (OSError, ValueError, HTTPException) as error:
         yield Check("server", "fail", f"{url} does not answer: {error}", advice)
+        return
+    if not isinstance(about, dict) or not {"release", "checkpoints"} <= about.keys():
+        yield Check("server", "fail", f"{url} is not a server of reir", advice)
         return
     detail = f"release {about['release']} at {url}"
     if about["release"] != reir.__version__:
