@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from reir.images.decode import decode, path_of_uri
-from reir.images.drawing import Sheet, Tile, contact_sheet
+from reir.images.drawing import Sheet, Tile, contact_sheet, save_picture
 from reir.images.photo_files import read_photo
 from reir.models.color_reading import ColorReading
 from reir.models.zoom_steps import ZoomSearch
@@ -430,8 +430,12 @@ class SearchResult(Sequence[Hit]):
         return contact_sheet(self.sheet, columns, tile_px)
 
     def save_drawing(self, path: str | Path) -> None:
-        """Write `draw()` to a file; the ending chooses the format."""
-        self.draw().save(path)
+        """Write `draw()` to a file; the ending chooses the format.
+
+        Raises:
+            ReirError: the format cannot hold a picture of so many hits.
+        """
+        save_picture(self.draw(), path, "use .png, or a smaller k")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,12 +92,22 @@ def encoder_from_options(checkpoint: Path | None, encoder: str | None) -> str | 
     return str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
 
 
-def refuse_version(version: str) -> None:
-    """Refuse the option `--version` of a search on a server.
+def refuse_with_server(version: str, models: Mapping[str, object]) -> None:
+    """Refuse options of a search that are for the server to decide.
+
+    Args:
+        version: value of `--version`.
+        models: values of the options that name a model, by name without dashes; None if not given.
 
     Raises:
-        ConfigError: a version is named.
+        ConfigError: one of them is given.
     """
+    for name, spec in models.items():
+        if spec is not None:
+            raise ConfigError(
+                f"--{name} {spec} is not possible with --server: a server has its own models; "
+                f"leave one of them out"
+            )
     if version:
         raise ConfigError(
             f"--version {version} is not possible with --server: a server searches the version "

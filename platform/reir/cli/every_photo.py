@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from reir.cli.common import messages, new_table, output, photo_text, plural, refuse_version
+from reir.cli.common import messages, new_table, output, photo_text, plural
 from reir.errors import ConfigError
 from reir.query.language import NOTE, seems_foreign
 
@@ -94,7 +94,6 @@ def print_every_photo(  # noqa: PLR0913 - the options of the command
         if server is not None:
             from reir.client.http_client import Client
 
-            refuse_version(version)
             client = opened.enter_context(Client(server))
             found = client.every_photo(expression, gallery, **options)
         else:
@@ -154,4 +153,6 @@ def as_table(rows: list[FoundPhoto], first: int) -> Table:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    """Return a share in percent with two digits, such as 0.43 %, 54 % or 100 %."""
+    # Twice, because `.2g` writes 100 as 1e+02, and `g` has more digits.
+    return f"{float(f'{100 * share:.2g}'):g} %"

@@ -93,13 +93,14 @@ def localize(  # noqa: PLR0913, every argument is an option of the command
     with messages().status("loading the model"):
         locator = load_locator(localizer, spec)
     found = locate(locator, data, expression, k, masks=False)
-    if draw is not None:
-        save_drawing(draw, data, found)
     if as_json:
         print_json(found.to_dict())
     else:
         output().print(as_table(found))
-        if draw is not None:
+    # After the answer, which is worth printing even if the picture cannot be saved.
+    if draw is not None:
+        save_drawing(draw, data, found)
+        if not as_json:
             output().print(Text(f"picture: {draw}"))
 
 
@@ -144,12 +145,16 @@ def as_table(found: Localization) -> RenderableType:
 
 
 def save_drawing(path: Path, data: bytes, found: Localization) -> None:
-    """Write the photo with the boxes and their numbers drawn on it."""
+    """Write the photo with the boxes and their numbers drawn on it.
+
+    Raises:
+        ReirError: the format cannot hold a picture of this size.
+    """
     from PIL import Image
 
     from reir.images.decode import decode
-    from reir.images.drawing import draw_boxes
+    from reir.images.drawing import draw_boxes, save_picture
 
     labels = [f"{number}  {each.score:#.3g}" for number, each in enumerate(found.boxes, 1)]
     photo = Image.fromarray(decode(data).pixels)
-    draw_boxes(photo, [each.box for each in found.boxes], labels).save(path)
+    save_picture(draw_boxes(photo, [each.box for each in found.boxes], labels), path)

@@ -24,7 +24,7 @@ from reir.cli.common import (
     output,
     photo_text,
     print_json,
-    refuse_version,
+    refuse_with_server,
 )
 from reir.cli.every_photo import Every, Precision, Recall, check_options, print_every_photo
 from reir.errors import ConfigError
@@ -225,6 +225,9 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     from reir.query.request import Query, check_query
 
     check_options(context, every=every)
+    if server is not None:
+        given = dict(checkpoint=checkpoint, encoder=encoder)
+        refuse_with_server(version, given | dict(segmenter=segmenter, localizer=localizer))
     spec = encoder_from_options(checkpoint, encoder)
     if verify is None:
         verify = not rerank
@@ -249,10 +252,10 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     )
     check_query(query)  # before the model is loaded, which takes seconds
     check_picture(draw)
-    models = HitModels(segmenter, localizer)
     if server is not None:
-        result = _ask_server(server, query, gallery, models, version)
+        result = _ask_server(server, query, gallery)
     else:
+        models = HitModels(segmenter, localizer)
         result = _ask_here(query, gallery, store, spec, models, version)
     _show(result, draw, export, as_json=as_json)
 
@@ -260,33 +263,25 @@ def search(  # noqa: PLR0913, every argument is an option of the command
 def _show(
     result: SearchResult, draw: Path | None, export: ExportFormat | None, *, as_json: bool
 ) -> None:
-    """Save the picture, and print the answer in the form that the options name."""
+    """Print the answer in the form that the options name, and save the picture."""
     from reir.export import export as export_text
 
-    if draw is not None:
-        result.save_drawing(draw)
     if export is not None:
         typer.echo(export_text(result, export.value), nl=False)
     elif as_json:
         print_json(result.to_dict())
     else:
         output().print(as_table(result))
-        if draw is not None:
+    # After the answer, which is worth printing even if the picture cannot be saved.
+    if draw is not None:
+        result.save_drawing(draw)
+        if export is None and not as_json:
             output().print(Text(f"picture: {draw}"))
 
 
-def _ask_server(
-    server: str, query: Query, gallery: str, models: HitModels, version: str
-) -> SearchResult:
+def _ask_server(server: str, query: Query, gallery: str) -> SearchResult:
     from reir.client.http_client import Client
 
-    for name, spec in vars(models).items():
-        if spec is not None:
-            raise ConfigError(
-                f"--{name} {spec} is not possible with --server: a server has its own models; "
-                f"leave one of them out"
-            )
-    refuse_version(version)
     with Client(server) as client:
         return client.ask([query], gallery)[0]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reir.errors import ConfigError, DataError, ImageError
+from reir.errors import ConfigError, DataError, ImageError, ReirError
 from reir.images.decode import decode
 from reir.images.rle import decode as decode_mask
 from reir.records import Box, MaskRle
@@ -140,6 +141,31 @@ def contact_sheets(sheets: Sequence[Sheet], columns: int = 4, tile_px: int = 320
             ImageDraw.Draw(page).line(line, fill=GROUND, width=2)
         top += picture.height
     return page
+
+
+def save_picture(picture: Image.Image, path: str | Path, advice: str = "use .png") -> None:
+    """Write a picture to a file; the ending chooses the format.
+
+    Args:
+        picture: the picture.
+        path: the file.
+        advice: what to do if the format cannot hold the picture.
+
+    Raises:
+        ReirError: the format cannot hold a picture of this size.
+        OSError: the file cannot be written.
+    """
+    try:
+        picture.save(path)
+    # What Pillow raises depends on the format. Errors of the operating system have a number.
+    except (OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        size = f"{picture.width} x {picture.height} pixels"
+        ending = Path(path).suffix
+        raise ReirError(
+            f"{path}: a picture of {size} cannot be written as {ending}: {error}; {advice}"
+        ) from error
 
 
 def _lay_out(sheet: Sheet, cards: Sequence[Image.Image], columns: int) -> Image.Image:

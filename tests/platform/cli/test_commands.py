@@ -212,6 +212,17 @@ def test_search_draws_the_hits(terminal: Terminal, tmp_path: Path) -> None:
     assert (220, 20, 20) in {color for _, color in colors}
 
 
+def test_hits_are_printed_although_their_picture_is_too_large(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.results.SearchResult.draw", lambda _: Image.new("L", (1, 16384)))
+    asked = ("search", "red", "--gallery", "photos", "--draw", str(tmp_path / "hits.webp"))
+    lines = terminal.run(*asked, expect=1).splitlines()
+    assert lines[-1].startswith("3 hits in gallery photos, version v2; ")
+    assert "hits.webp: a picture of 1 x 16384 pixels cannot be" in terminal.error
+    assert "use .png, or a smaller k" in terminal.error
+
+
 def test_search_takes_more_like_this_and_not_that(terminal: Terminal) -> None:
     def names(*options: str) -> list[str]:
         found = terminal.json("search", *options, "--gallery", "photos")

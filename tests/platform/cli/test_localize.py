@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reir.cli import localize
-from reir.errors import ConfigError, ImageError, QueryError
+from reir.errors import ConfigError, ImageError, QueryError, ReirError
 from reir.images.decode import read_image
 from reir.query.photo_query import BoxLocator
 from reir.query.search import CheckpointExtras
@@ -69,6 +69,15 @@ def test_the_table_and_the_drawing(photo: Path, tmp_path: Path) -> None:
     assert drawn.shape == plain.shape
     changed = np.argwhere((drawn != plain).any(axis=-1))
     assert len(changed) > 100
+
+
+def test_the_table_is_printed_although_the_drawing_cannot_be_saved(tmp_path: Path) -> None:
+    long = tmp_path / "long.png"
+    Image.new("RGB", (16_384, 100), (128, 128, 128)).save(long)
+    done = run(long, "the blue one", "--draw", tmp_path / "a.webp", "--localizer", "fake:x")
+    assert "Nothing found in this photo" in done.stdout
+    assert isinstance(done.exception, ReirError)
+    assert "a picture of 16384 x 100 pixels cannot be" in str(done.exception)
 
 
 def test_a_calibration_says_whether_it_is_there(

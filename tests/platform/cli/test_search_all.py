@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from reir.cli import every_photo, main
+from reir.cli.every_photo import expectation
 from reir.query.every_photo import PhotoScan, ScannedPart
+from reir.query.photo_curve import Decision
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, Gallery
 from reir.store.memory import MemoryStore
@@ -107,6 +109,31 @@ def test_options_that_exclude_each_other_are_refused(
 ) -> None:
     assert main.run(["search", "--gallery", "photos", *options]) == main.INVALID_USE
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("every", [(), ("--all",)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--encoder", "clare-nano"), ("--checkpoint", "runs/mine")]
+)
+def test_a_server_takes_no_encoder(
+    option: str,
+    value: str,
+    every: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("REIR_SERVER", "http://localhost:1")
+    assert main.run(["search", "blue", option, value, *every]) == main.INVALID_USE
+    said = f"{option} {value} is not possible with --server: a server has its own models"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_shares_are_written_with_two_digits_and_never_as_powers_of_ten() -> None:
+    shares = (0.004321, 0.05, 0.5449, 0.994, 0.995, 0.9999, 1.0)
+    written = ["0.43 %", "5 %", "54 %", "99 %", "100 %", "100 %", "100 %"]
+    for share, said in zip(shares, written, strict=True):
+        decision = Decision(min_presence=0.5, precision=share, recall=share)
+        assert expectation(decision, 9).endswith(f"recall {said}, precision {said}.")
 
 
 def test_without_a_calibration_nothing_is_decided(

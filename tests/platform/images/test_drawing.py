@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
+from reir.errors import ReirError
 from reir.images import drawing
 from reir.images.decode import canonical_uri
-from reir.images.drawing import contact_sheets, draw_boxes
+from reir.images.drawing import contact_sheets, draw_boxes, save_picture
 from reir.images.rle import encode
 from reir.results import Hit, SearchResult
 
@@ -205,6 +206,18 @@ def test_several_sheets_are_stacked(photo_uri: str) -> None:
     assert page.height == sum(sheet.height for sheet in alone)
     with pytest.raises(ValueError, match="at least one sheet"):
         contact_sheets([])
+
+
+@pytest.mark.parametrize(("ending", "height"), [("webp", 16_384), ("jpg", 65_501), ("gif", 65_536)])
+def test_a_format_that_is_too_small_for_a_picture_is_named(
+    tmp_path: Path, ending: str, height: int
+) -> None:
+    picture, path = Image.new("RGB", (1, height)), tmp_path / f"long.{ending}"
+    with pytest.raises(ReirError, match=rf"{path}: .* 1 x {height} pixels .*; use \.png$"):
+        save_picture(picture, path)
+    save_picture(picture, tmp_path / "long.png")
+    with pytest.raises(FileNotFoundError):
+        save_picture(picture, tmp_path / "nowhere" / "long.png")
 
 
 def test_results_draw_and_save_themselves(photo_uri: str, tmp_path: Path) -> None:
