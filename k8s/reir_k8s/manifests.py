@@ -128,6 +128,12 @@ def environment(template: PodTemplate, manifests: Sequence[Manifest]) -> dict[st
     return values
 
 
+def secrets_of(template: PodTemplate) -> set[str]:
+    """Return the names of the secrets whose keys become variables of a pod's first container."""
+    sources = template.spec["containers"][0].get("envFrom", ())
+    return {each["secretRef"]["name"] for each in sources if "secretRef" in each}
+
+
 def commands(manifests: Sequence[Manifest]) -> dict[str, list[str]]:
     """Return the command line of `reir` in each manifest that has one, by kind and name."""
     found = {}

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from reir_k8s.manifests import Manifest, PodTemplate, named, pod_templates, render
+from reir_k8s.manifests import (
+    NODE_TYPE,
+    Manifest,
+    PodTemplate,
+    named,
+    pod_templates,
+    render,
+    secrets_of,
+)
 from reir_testing.k8s import NEEDS_KUBECTL
 from reir_testing.k8s.network_policies import matches
 
@@ -89,6 +97,19 @@ def test_secrets_are_documented_with_their_keys(manifests: Sequence[Manifest]) -
         assert used == set(documented)
     settings = named(manifests, "RayService", "reir-serve")["spec"]["serveConfigV2"]
     assert "/etc/reir/keys/" + "".join(documented["reir-api-keys"]) in settings
+
+
+def test_pods_that_read_photos_can_read_the_bucket(manifests: Sequence[Manifest]) -> None:
+    """All pods of the jobs that index, and of the service: it shows photos and looks into them."""
+    readers = ("RayService/reir-serve", "RayJob/reir-index", "RayCronJob/reir-re")
+    pods = [
+        each
+        for each in pod_templates(manifests)
+        if each.owner.startswith(readers) and NODE_TYPE in each.labels
+    ]
+    assert len(pods) == 2 * 4
+    for each in pods:
+        assert "reir-bucket" in secrets_of(each), each.owner
 
 
 def test_service_accounts_exist(manifests: Sequence[Manifest]) -> None:

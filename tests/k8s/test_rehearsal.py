@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from reir_k8s.manifests import K8S
+from reir_k8s.manifests import K8S, render
+from reir_k8s.rehearsal.local_copy import LocalCopy
 from reir_testing import data_dir
 from reir_testing.k8s import NEEDS_KUBECTL
 
@@ -39,6 +40,18 @@ def processes_with(variable: str) -> list[str]:
         except OSError:  # it has ended, or belongs to another user
             continue
     return found
+
+
+@NEEDS_KUBECTL
+def test_each_process_has_the_secrets_of_its_pod(tmp_path: Path) -> None:
+    bucket = {"AWS_ACCESS_KEY_ID": "anyone"}
+    local = LocalCopy.make(render("dev"), tmp_path, tmp_path, "memory:", bucket)
+    reads = {
+        owner: bucket.items() <= local.variables(owner).items()
+        for owner in ("RayJob/reir-index head", "CronJob/reir-backup", "Deployment/reir-monitor")
+    }
+    assert [*reads.values()] == [True, True, False]
+    assert "REIR_CONFIG" in local.variables("Deployment/reir-monitor")
 
 
 @NEEDS_KUBECTL

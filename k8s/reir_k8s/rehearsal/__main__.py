@@ -3,9 +3,10 @@
 A Ray cluster starts here, with authentication by a token, as in the manifests. It runs
 `serveConfigV2` of the RayService, deployed as KubeRay does, and the entrypoints of the RayJob and
 of the scheduled jobs, submitted as KubeRay does. The command lines are those of the manifests; only
-folders, ports and the address of the store differ. Photos and backups are in an S3 server here, in
-the buckets that the manifests name. The store is a Milvus server if the package `milvus` is
-installed, and an embedded one otherwise.
+folders, ports and the address of the store differ. Each process has the variables of its pod; jobs
+also see those of the service, with which they share the Ray cluster. Photos and backups are in an
+S3 server here, in the buckets that the manifests name. The store is a Milvus server if the package
+`milvus` is installed, and an embedded one otherwise.
 
 What this cannot show: Kubernetes itself, its operators, several machines, GPUs, and images.
 """
@@ -28,7 +29,8 @@ from reir_k8s.rehearsal.storage import local_buckets, local_store
 from reir_serving.ray.environment import server_folder
 from reir_testing import data_dir
 
-SERVING, INDEXING = "RayService/reir-serve replicas", "RayJob/reir-index head"
+SERVING, BACKUP = "RayService/reir-serve replicas", "CronJob/reir-backup"
+MONITOR = "Deployment/reir-monitor"
 NUM_PHOTOS = 24
 
 
@@ -56,14 +58,13 @@ def rehearse(overlay: str, photos: list[Path], *, embedded: bool) -> None:
             store = stack.enter_context(local_store(folder / "store", embedded=embedded))
             names = [word for line in lines.values() for word in line if word.startswith("s3://")]
             buckets = stack.enter_context(local_buckets(names, photos))
-        local = LocalCopy.make(manifests, folder, programs_folder(), store)
+        local = LocalCopy.make(manifests, folder, programs_folder(), store, buckets)
         local.write_settings()
         client = Client.with_new_key(local)
-        variables = {**local.variables([SERVING, INDEXING]), **buckets}
         with step("starting Ray"):
-            cluster = stack.enter_context(ray_cluster(local, folder, variables))
+            cluster = stack.enter_context(ray_cluster(local, folder, local.variables(SERVING)))
         _index_and_serve(local, cluster, client, lines)
-        _run_scheduled_jobs(local, cluster, client, lines, variables)
+        _run_scheduled_jobs(local, cluster, client, lines)
 
 
 def _index_and_serve(
@@ -77,31 +78,31 @@ def _index_and_serve(
             raise ReirError(f"{error}\n{cluster.serve_status()}") from error
     with step("probes"):
         check_probes(local)
-    with step("RayJob reir-index"):
-        cluster.run_job(lines["RayJob/reir-index"])
-    with step("searches, feedback, metrics"):
+    _run_job(local, cluster, lines, "RayJob/reir-index")
+    with step("searches, feedback, a picture, metrics"):
         client.search_and_confirm()
+        client.fetch_picture()
         check_metrics(local)
 
 
+def _run_job(local: LocalCopy, cluster: Cluster, lines: dict[str, list[str]], owner: str) -> None:
+    with step(owner.replace("/", " ")):
+        cluster.run_job(lines[owner], local.variables(f"{owner} head"))
+
+
 def _run_scheduled_jobs(
-    local: LocalCopy,
-    cluster: Cluster,
-    client: Client,
-    lines: dict[str, list[str]],
-    variables: dict[str, str],
+    local: LocalCopy, cluster: Cluster, client: Client, lines: dict[str, list[str]]
 ) -> None:
     # In the order of the schedules: canaries come from the feedback of the searches before, and the
     # check of the re-indexing asks them.
     for name in ("reir-refresh", "reir-canary", "reir-reindex"):
-        with step(f"RayCronJob {name}"):
-            cluster.run_job(lines[f"RayCronJob/{name}"])
+        _run_job(local, cluster, lines, f"RayCronJob/{name}")
     with step("searches in the new version"):
         client.search_and_confirm()
     with step("CronJob reir-backup"):
-        run_here(lines["CronJob/reir-backup"], variables)
+        run_here(lines[BACKUP], local.variables(BACKUP))
     with step("Deployment reir-monitor"):
-        check_monitor(local, lines["Deployment/reir-monitor"], variables)
+        check_monitor(local, lines[MONITOR], local.variables(MONITOR))
 
 
 def main() -> int:

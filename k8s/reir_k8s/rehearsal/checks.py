@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reir.errors import ReirError
+from reir.errors import ImageError, ReirError
+from reir.images.decode import decode
 from reir_k8s.rehearsal.local_cluster import (
     program_environment,
     programs_folder,
@@ -110,17 +111,33 @@ class Client:
             # Reached only without an HTTP error, such as the status 401 that is expected.
             raise ReirError("the service answers without a key")
 
+    def fetch_picture(self) -> None:
+        """Fetch the photo of a hit, which the service reads from the bucket.
+
+        Raises:
+            ReirError: it cannot.
+        """
+        found = self._post("/v1/search", {"gallery": GALLERY, "expression": EXPRESSIONS[0], "k": 1})
+        path = found["hits"][0]["image_url"]
+        picture = self._request(path)
+        try:
+            decode(picture)
+        except ImageError as error:
+            raise ReirError(f"{path} is no picture: {error}") from error
+
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._request(path, json.dumps(body).encode()))
+        return found
+
+    def _request(self, path: str, body: bytes | None = None) -> bytes:
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        request = urllib.request.Request(
-            f"{self.address}{path}", json.dumps(body).encode(), headers
-        )
+        request = urllib.request.Request(f"{self.address}{path}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                found: dict[str, Any] = json.load(answer)
+                data: bytes = answer.read()
         except urllib.error.HTTPError as error:
             raise ReirError(f"{path}: {error} {error.read().decode()}") from error
-        return found
+        return data
 
 
 def check_probes(local: LocalCopy) -> None:

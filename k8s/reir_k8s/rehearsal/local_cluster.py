@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -85,9 +86,15 @@ class Cluster:
         """Return what Ray Serve says of its applications."""
         return run_here(["serve", "status", "--address", self.dashboard], self.token)
 
-    def run_job(self, entrypoint: Sequence[str]) -> str:
-        """Run an entrypoint to its end, with the command that KubeRay's submitting pod runs."""
+    def run_job(self, entrypoint: Sequence[str], variables: Mapping[str, str]) -> str:
+        """Run an entrypoint to its end, with the command that KubeRay's submitting pod runs.
+
+        Args:
+            entrypoint: the command of the job.
+            variables: variables of the pods in which the job would run.
+        """
         submit = ["ray", "job", "submit", "--address", self.dashboard]
+        submit += ["--runtime-env-json", json.dumps({"env_vars": dict(variables)})]
         return run_here([*submit, "--", *entrypoint], self.token)
 
 
@@ -98,7 +105,7 @@ def ray_cluster(local: LocalCopy, folder: Path, variables: Mapping[str, str]) ->
     Args:
         local: the manifests.
         folder: for its files; its path must be short.
-        variables: variables of the pods.
+        variables: variables of the pods of the service.
 
     Raises:
         ReirError: it does not start.

@@ -10,11 +10,18 @@ from typing import Any
 import yaml
 
 from reir.config import load_config
-from reir_k8s.manifests import Manifest, PodTemplate, environment, named, pod_templates
+from reir_k8s.manifests import (
+    Manifest,
+    PodTemplate,
+    environment,
+    named,
+    pod_templates,
+    secrets_of,
+)
 from reir_serving.config import ServeConfig
 from reir_testing.serving import free_port
 
-STORE = "http://reir-milvus:19530"
+STORE, BUCKET_SECRET = "http://reir-milvus:19530", "reir-bucket"
 SERVICE, MONITOR, METRICS, INDEX, DASHBOARD, AGENT = 8000, 9464, 9465, 9468, 8265, 52365
 """Ports in the manifests: of the service; metrics of the monitor, replicas and jobs; of Ray."""
 
@@ -27,15 +34,22 @@ class LocalCopy:
         manifests: the manifests of an overlay.
         texts: text in a manifest -> what replaces it, such as "/etc/reir" -> "/tmp/x/etc".
         ports: port in a manifest -> free port of this machine.
+        secrets: name of a secret whose keys become variables -> these variables.
     """
 
     manifests: Sequence[Manifest]
     texts: Mapping[str, str]
     ports: Mapping[int, int]
+    secrets: Mapping[str, Mapping[str, str]]
 
     @classmethod
     def make(
-        cls, manifests: Sequence[Manifest], folder: Path, programs: Path, store: str
+        cls,
+        manifests: Sequence[Manifest],
+        folder: Path,
+        programs: Path,
+        store: str,
+        buckets: Mapping[str, str],
     ) -> LocalCopy:
         """Choose folders and ports.
 
@@ -44,6 +58,7 @@ class LocalCopy:
             folder: an empty folder.
             programs: folder of the programs `reir` and `reir-load-balancer`.
             store: location of the store to use.
+            buckets: variables by which programs find the buckets.
         """
         texts = {
             STORE: store,
@@ -56,7 +71,7 @@ class LocalCopy:
             if Path(each).is_relative_to(folder):
                 Path(each).mkdir(exist_ok=True)
         ports = {port: free_port() for port in (SERVICE, MONITOR, METRICS, INDEX, DASHBOARD, AGENT)}
-        return cls(manifests, texts, ports)
+        return cls(manifests, texts, ports, {BUCKET_SECRET: buckets})
 
     def text(self, value: str) -> str:
         """Return a text of the manifests as it must be on this machine."""
@@ -64,21 +79,17 @@ class LocalCopy:
             value = value.replace(before, after)
         return value
 
-    def variables(self, owners: Sequence[str]) -> dict[str, str]:
-        """Return the variables of pods, which must not contradict each other.
-
-        Raises:
-            ValueError: two pods have different values of a variable.
-        """
-        found: dict[str, str] = {}
-        for owner in owners:
-            for name, value in environment(self.pod(owner), self.manifests).items():
-                if found.setdefault(name, self.text(value)) != self.text(value):
-                    raise ValueError(f"{owners} have different values of {name}")
+    def variables(self, owner: str) -> dict[str, str]:
+        """Return the variables of a pod, with those of its secrets that are known here."""
+        template = self.pod(owner)
+        values = environment(template, self.manifests)
+        found = {name: self.text(value) for name, value in values.items()}
+        for secret in secrets_of(template):
+            found |= self.secrets.get(secret, {})
         # The only port in a variable.
         if "REIR_SERVE_METRICS_PORT" in found:
             found["REIR_SERVE_METRICS_PORT"] = str(self.ports[METRICS])
-        # Not `HOME`, and not secrets, which are empty here.
+        # Not `HOME`, and not other secrets, which are empty here.
         return {name: value for name, value in found.items() if value and name != "HOME"}
 
     def pod(self, owner: str) -> PodTemplate:
