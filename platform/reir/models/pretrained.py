@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import Tensor
 
 from reir.errors import CheckpointError
@@ -30,6 +30,10 @@ from reir.text import normalize_expression
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 """The files to copy of a hub model: not weights in other formats, and not pictures."""
+_NEEDED = (
+    f"it must contain config.json, {WEIGHTS}, preprocessor_config.json and the tokenizer files "
+    f"of one model"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +124,12 @@ def load_pretrained(
             image_processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, backend="pil", trust_remote_code=False
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot load {source}: {_first_line(error)}; it must contain config.json, {WEIGHTS}, "
-            f"preprocessor_config.json and the tokenizer files of one model"
-        ) from error
+    except (CheckpointError, ImportError):
+        raise
+    except Exception as error:  # of damaged files, the libraries raise anything
+        raise CheckpointError(f"cannot load {source}: {_first_line(error)}; {_NEEDED}") from error
     check_weights(source, report, model_class.__name__)
+    _check_vocabulary(source, len(tokenizer), model.config.text_config.vocab_size)
     return PretrainedModel(
         model=model.eval().requires_grad_(False).to(device),
         tokenizer=tokenizer,
@@ -142,8 +146,10 @@ def fetch(source: str) -> Path:
     Raises:
         CheckpointError: the source is neither a directory nor a hub model that can be reached.
     """
-    if Path(source).is_dir():
-        return Path(source)
+    # Not `Path.expanduser`, which raises an error for the home folder of an unknown user.
+    folder = Path(os.path.expanduser(source))
+    if folder.is_dir():
+        return folder
     name, _, revision = source.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
@@ -201,6 +207,16 @@ def check_weights(source: str, report: Mapping[str, Any], model_class: str) -> N
         raise CheckpointError(
             f"{source} lacks {len(missing)} weights of {model_class}, such as {missing[0]}; use a "
             f"checkpoint of that class"
+        )
+
+
+def _check_vocabulary(source: str, found: int, wanted: int) -> None:
+    # Without its files, the library makes a tokenizer that knows hardly a token. The number of
+    # rows in the text tower is often rounded up, but by far less than this.
+    if found < wanted / 2:
+        raise CheckpointError(
+            f"cannot load {source}: its tokenizer has {found} tokens, but its text tower reads "
+            f"{wanted}; {_NEEDED}"
         )
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Owlv2ForObjectDetection
 
 from reir.errors import CheckpointError
 from reir.models.pretrained import PretrainedModel, fetch, load_pretrained, weights_digest
-from reir_testing.pretrained import save_tiny_owlv2, save_tiny_siglip
+from reir_testing.pretrained import save_tiny_grounding_dino, save_tiny_owlv2, save_tiny_siglip
 
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 NAME, REVISION = "acme/owl", "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -46,6 +49,12 @@ def load(source: str | Path) -> PretrainedModel:
     return load_pretrained(str(source), Owlv2ForObjectDetection, ("owlv2",))
 
 
+def load_any(folder: Path) -> PretrainedModel:
+    config = json.loads((folder / "config.json").read_text())
+    model_class = getattr(transformers, config["architectures"][0])
+    return load_pretrained(str(folder), model_class, (config["model_type"],))
+
+
 def test_a_directory_is_loaded_without_copying(saved: Path) -> None:
     found = load(saved)
     assert fetch(str(saved)) == saved
@@ -70,6 +79,15 @@ def test_sources_that_cannot_be_found_are_refused(source: str, hub: Path) -> Non
         CheckpointError, match="neither a directory nor a hub model that can be reached"
     ):
         fetch(source)
+
+
+def test_a_tilde_in_a_directory_is_the_home_folder(
+    saved: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert fetch(f"~/{saved.name}") == saved
+    with pytest.raises(CheckpointError, match=r"'~nobody-of-that-name/owl' is neither a directory"):
+        fetch("~nobody-of-that-name/owl")
 
 
 def test_the_digest_of_sharded_weights_covers_all_files(saved: Path, copied: Path) -> None:
@@ -113,6 +131,50 @@ def test_weights_in_a_pickle_are_refused(saved: Path, copied: Path) -> None:
 def test_a_checkpoint_with_a_missing_file_is_refused(copied: Path, lost: str) -> None:
     (copied / lost).unlink()
     with pytest.raises(CheckpointError, match=r"cannot load .*copied"):
+        load(copied)
+
+
+@pytest.mark.parametrize("save", [save_tiny_owlv2, save_tiny_grounding_dino, save_tiny_siglip])
+@pytest.mark.parametrize("lost", [["tokenizer.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_checkpoint_without_its_vocabulary_is_refused(
+    save: Callable[[Path], Path], lost: list[str], tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "saved")
+    for name in lost:
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=r"cannot load .*saved: .*the tokenizer files"):
+        load_any(folder)
+
+
+def test_a_hub_model_that_was_cached_without_its_tokenizer_is_refused(hub: Path) -> None:
+    (hub / "tokenizer.json").unlink()
+    (hub / "tokenizer_config.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"cannot load acme/owl: its tokenizer has 2 tokens, .* reads 81"
+    ):
+        load(NAME)
+
+
+def test_a_vocabulary_in_the_older_files_is_read(saved: Path, copied: Path) -> None:
+    vocabulary = json.loads((copied / "tokenizer.json").read_text())["model"]["vocab"]
+    (copied / "tokenizer.json").unlink()
+    (copied / "vocab.json").write_text(json.dumps(vocabulary))
+    (copied / "merges.txt").write_text("#version: 0.2\n")
+    found, whole = (load(folder).tokens(["a red bus"])["input_ids"] for folder in (copied, saved))
+    assert torch.equal(found, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, content) for name in FILES for content in ("", "[]", "1")),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {}}}'),
+    ],
+)
+def test_a_damaged_file_is_refused(copied: Path, name: str, content: str) -> None:
+    (copied / name).write_text(content)
+    with pytest.raises(CheckpointError, match=r"cannot load .*copied: \w+: "):
         load(copied)
 
 
