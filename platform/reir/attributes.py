@@ -23,14 +23,15 @@ def tenant_of(attributes: Attributes) -> str:
 
 
 class BadRow(ValueError):
-    """A row has a value that cannot be stored; the message says which and why."""
+    """A row has a name or value that cannot be stored; the message says which and why."""
 
 
 def validate_attributes(columns: Mapping[str, Any]) -> Attributes:
     """Return the columns of one image as attributes, without those that are None.
 
     Raises:
-        BadRow: a value is not a number, string or boolean, or all of them take too much space.
+        BadRow: a value is not a number, string or boolean, a name is not valid Unicode, or all of
+            them take too much space.
     """
     attributes = {
         name: _validate(name, value) for name, value in columns.items() if value is not None
@@ -42,13 +43,21 @@ def validate_attributes(columns: Mapping[str, Any]) -> Attributes:
 
 
 def _validate(name: str, value: Any) -> JsonValue:
+    if not _is_unicode(name):
+        raise BadRow(f"the column name {name[:40]!a} is not valid Unicode; write it in UTF-8")
     if isinstance(value, bool):  # first, because for Python a boolean is an int as well
         return value
     if isinstance(value, str):
-        return _text(name, value)
+        if not _is_unicode(value):
+            raise BadRow(f"column {name!a}: {value[:40]!a} is not valid Unicode")
+        return value
     if isinstance(value, int):
         if abs(value) > MAX_INT:
-            raise BadRow(f"column {name!a}: {value} has more than 64 bits")
+            # Not the number itself: Python refuses to write one of thousands of digits.
+            raise BadRow(
+                f"column {name!a}: an integer of {value.bit_length()} bits; use numbers between "
+                f"-{MAX_INT} and {MAX_INT}"
+            )
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -59,9 +68,9 @@ def _validate(name: str, value: Any) -> JsonValue:
     )
 
 
-def _text(name: str, value: str) -> str:
+def _is_unicode(text: str) -> bool:
     try:
-        value.encode()  # a lone surrogate, which Python allows, cannot be stored as UTF-8
+        text.encode()  # a lone surrogate, which Python allows, cannot be stored as UTF-8
     except UnicodeEncodeError:
-        raise BadRow(f"column {name!a}: {value[:40]!a} is not valid Unicode") from None
-    return value
+        return False
+    return True

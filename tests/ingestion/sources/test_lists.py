@@ -103,18 +103,19 @@ def test_bad_lines_are_reported_and_the_others_are_read(tmp_path: Path) -> None:
         {"path": "x" * 9000},
         "[" * 100_000,
         {"path": "8.jpg", "text": "x" * 20_000},
+        r'{"path": "8.jpg", "\ud83d": 1}',
         {"path": "9.jpg"},
     )
     files, said = listed(open_source(path))
     assert [file.uri.rpartition("/")[2] for file in files] == ["1.jpg", "9.jpg"]
-    assert [text.split(":")[0] for text in said] == [f"list.jsonl line {n}" for n in range(2, 15)]
+    assert [text.split(":")[0] for text in said] == [f"list.jsonl line {n}" for n in range(2, 16)]
     expected = (
         "not valid JSON",
         "no column named uri, url, path",
         "column 'tags' contains a list; use numbers, strings and booleans",
         "column 'path' must name an image, got int",
         "expected an object or a string, got list",
-        "more than 64 bits",
+        "an integer of 65 bits",
         "nan cannot be compared",
         "is not valid Unicode",
         "surrogates not allowed",
@@ -122,9 +123,22 @@ def test_bad_lines_are_reported_and_the_others_are_read(tmp_path: Path) -> None:
         "9000 characters",
         "not valid JSON",
         "more than 16384 bytes",
+        r"column name '\ud83d' is not valid Unicode",
     )
     for text, part in zip(said, expected, strict=True):
         assert part in text
+
+
+def test_no_row_of_a_table_whose_header_is_not_utf8_is_used(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(
+        "image,Gr\u00f6\u00dfe\n1.jpg,2\n2.jpg,\n".encode("latin-1")
+    )
+    files, said = listed(open_source(tmp_path / "list.csv"))
+    # An empty cell is no attribute, so its name does not matter.
+    assert [file.uri.rpartition("/")[2] for file in files] == ["2.jpg"]
+    (text,) = said
+    assert text.startswith("list.csv line 2")
+    assert r"column name 'Gr\udcf6\udcdfe' is not valid Unicode; write it in UTF-8" in text
 
 
 def test_lines_that_are_too_long_are_skipped(
