@@ -7,7 +7,8 @@ they write.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,10 +30,15 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Appends each record to a file as one line of JSON."""
+    """Appends each record to a file as one line of JSON; `records_of` reads them.
+
+    A last line that is incomplete, because the disk was full or the power failed, is ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
+        if _is_cut_off(path):
+            self._file.write("\n")  # or the next record would be part of that line
 
     def write(self, record: Record) -> None:
         """Write one record."""
@@ -42,6 +48,23 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_cut_off(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:  # a pipe has no last line
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def records_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the records of lines that `JsonLines` wrote, without those that are incomplete."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 class Spans:

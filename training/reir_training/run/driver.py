@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 
 from reir.config import dump_config
+from reir.sinks import JsonLines, records_of
 from reir_training.config import (
     ClareTrainConfig,
     NanoTrainConfig,
@@ -217,8 +217,9 @@ def _run_frozen_part(
 
 
 def _log_start(metrics: Path) -> None:
-    with metrics.open("a") as file:
-        file.write(json.dumps({"event": "start", "time": time.time()}) + "\n")
+    log = JsonLines(metrics)
+    log.write({"event": "start", "time": time.time()})
+    log.close()
 
 
 class _MetricsFollower:
@@ -252,7 +253,8 @@ class _MetricsFollower:
                 if not line.endswith("\n"):  # the worker has not finished writing this line
                     break
                 self._offset += len(line.encode())
-                self._show(json.loads(line))
+                for record in records_of([line]):
+                    self._show(record)
 
     def _show(self, line: dict[str, Any]) -> None:
         if line["event"] == "progress":

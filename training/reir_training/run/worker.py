@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -17,7 +16,7 @@ import ray
 import torch
 from ray.train import Checkpoint
 
-from reir.sinks import JsonLines, Record, Sink
+from reir.sinks import JsonLines, Record, Sink, records_of
 from reir_training.config import TrainConfig
 from reir_training.presets import PRESETS
 from reir_training.run.engine import BestEpoch, RunState, save_state, start_engine
@@ -220,7 +219,8 @@ def _training_metadata(
     metrics: dict[str, float],
 ) -> dict[str, Any]:
     """Return the metadata that the checkpoint keeps about its training."""
-    lines = [json.loads(line) for line in (Path(job["output"]) / METRICS).read_text().splitlines()]
+    text = (Path(job["output"]) / METRICS).read_text(errors="replace")
+    lines = list(records_of(text.splitlines()))
     starts = [line["time"] for line in lines if line["event"] == "start"]
     # After a restart, steps are repeated and logged again, but count only once.
     last_steps: dict[int, int] = {}
