@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -330,15 +331,11 @@ def check_picture(path: Path | None) -> None:
     """Check that a picture can be written to the path of `--draw`, if there is one.
 
     Raises:
-        ConfigError: its suffix is not that of a picture, or its folder does not exist.
+        ConfigError: pictures cannot be written with its suffix, or its folder does not exist.
     """
-    from PIL import Image
-
     if path is None:
         return
-    # Pillow can read more formats than it can write.
-    known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}
-    if path.suffix.lower() not in known:
+    if not _can_be_written(path.suffix):
         raise ConfigError(
             f"--draw {path}: cannot write {path.suffix or 'a file without a suffix'}; "
             f"use .png, .jpg or .webp"
@@ -347,6 +344,19 @@ def check_picture(path: Path | None) -> None:
         raise ConfigError(
             f"--draw {path}: the folder {path.parent} does not exist; create it first"
         )
+
+
+def _can_be_written(suffix: str) -> bool:
+    from PIL import Image
+
+    # Pillow can only read some formats, and others cannot hold a picture in color. It does not list
+    # which, so this tries it.
+    form = Image.registered_extensions().get(suffix.lower(), "")
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), form)
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
 
 
 def as_table(result: SearchResult) -> RenderableType:
