@@ -134,6 +134,8 @@ class ColorParts:
         self._tokenizer, self._max_tokens = tokenizer, model.config.max_tokens
         # BERT's vocabulary has a token for each of these words.
         self._colors = {tokenizer.token_to_id(word): word for word in COLORS}
+        vocabulary = tokenizer.get_vocab()
+        self._continuations = {vocabulary[word] for word in vocabulary if word.startswith("##")}
         self._cover: int = tokenizer.token_to_id(COVER)  # type: ignore[assignment]
 
     def cover(self, text: str) -> list[CoveredWord]:
@@ -142,8 +144,10 @@ class ColorParts:
         return list(self._covered(ids[0]))
 
     def _covered(self, ids: Tensor) -> Iterator[CoveredWord]:
-        for position, token in enumerate(ids.tolist()):
-            if token in self._colors:
+        tokens = ids.tolist()
+        for position, token in enumerate(tokens):
+            # In "whiteboard", which is two tokens, "white" is not a word.
+            if token in self._colors and tokens[position + 1] not in self._continuations:
                 covered = ids.clone()
                 covered[position] = self._cover
                 yield CoveredWord(self._colors[token], position, covered)

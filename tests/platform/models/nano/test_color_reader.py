@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reir.checkpoint import SHIPPED, load_color_reader
+from reir.checkpoint import SHIPPED, load_color_reader, load_model
 from reir.datasets.generated_expressions import names_color
 from reir.models.nano.color_head import GRID, places_of
 from reir.models.nano.color_reader import ColorParts, ColorReader, color_head_for
@@ -35,6 +35,19 @@ def test_color_words_are_covered_one_at_a_time() -> None:
     assert parts.cover("the car") == []
     # The text tower of this model reads 16 tokens.
     assert parts.cover("the " * 20 + "red car") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a red bus beside the whiteboard", ["red"]),
+        ("silverware, a brownie and blueberries", []),
+        ("the white board, off-white, white", ["white", "white", "white"]),
+    ],
+)
+def test_a_color_that_begins_a_longer_word_is_not_covered(text: str, expected: list[str]) -> None:
+    parts = ColorParts(*load_model(SHIPPED))
+    assert [each.word for each in parts.cover(text)] == expected
 
 
 @pytest.mark.parametrize(
