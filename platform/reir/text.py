@@ -117,10 +117,11 @@ def has_ordinal(text: str) -> bool:
 
 
 def opening_phrase(text: str) -> str:
-    """Return what stands before the first preposition, relation or "-ing" word, or before a comma.
+    """Return what stands before the first preposition, relation, "-ing" word or any of ",;.:".
 
-    The result is empty if the text starts with such a word ("left of the bus"). Only English words
-    are known.
+    A period ends it within a number, too, and of the nouns in "-ing", only a few do not. The
+    result is empty if the text starts with such a word ("left of the bus"). Only English words are
+    known.
     """
     end = _PHRASE_END.search(text)
     return (text[: end.start()] if end else text).strip()

@@ -11,7 +11,7 @@ the detector finds. The idea is that of SugarCrepe (Hsieh et al. 2023), applied 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,13 +150,20 @@ def evaluate_probes(
             gallery,
             counts={"probes": len(rows), "instances not kept": len(probes) - len(rows)},
             settings={"match_iou": MATCH_IOU},
-            left_out={
-                f"probe of {name}": "no expression has a word that it replaces"
-                for name in KINDS
-                if name not in of_probe
-            },
+            left_out=_left_out({each.name for each in probes}, of_probe.keys()),
         ),
     )
+
+
+def _left_out(found: Set[str], used: Set[str]) -> dict[str, str]:
+    """Return why the probes that were not `used` were left out; `found` are in the data."""
+    return {
+        f"probe of {name}": "the encoder kept none of its instances"
+        if name in found
+        else "no expression has a word that it replaces"
+        for name in KINDS
+        if name not in used
+    }
 
 
 def find_probes(dataset: ReferringDataset) -> Iterator[Probe]:

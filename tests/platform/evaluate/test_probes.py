@@ -101,6 +101,16 @@ def test_instances_that_were_not_kept_are_counted(tmp_path: Path) -> None:
     assert counts["probes"] == counts["instances not kept"] == 1
 
 
+def test_a_probe_whose_instances_were_not_kept_says_so(tmp_path: Path) -> None:
+    scene: Scene = [("red", LEFT, "the one on the left"), ("blue", (60, 0, 160, 120), "the blue")]
+    data = draw_photo_set(tmp_path, [scene])
+    figures = evaluate_probes(FakeEncoder(num_candidates=1), data, tmp_path).to_dict()
+    assert figures["probes"] == {"color": 1}
+    assert figures["left_out"]["probe of side"] == "the encoder kept none of its instances"
+    absent = "no expression has a word that it replaces"
+    assert figures["left_out"]["probe of size"] == absent
+
+
 class ConstantEncoder(FakeEncoder):
     """Gives every expression the same vector."""
 
