@@ -353,11 +353,30 @@ def test_tie_margin_is_the_largest_with_accuracy_near_chance() -> None:
 
 
 def test_too_few_photos_or_expressions_are_refused() -> None:
-    with pytest.raises(DataError, match="at least 20 photos with instances, got 19"):
-        ScoreTable(*drawn(19, 0.1), BACKGROUND)
+    with pytest.raises(DataError, match="at least 21 photos with instances, got 20"):
+        ScoreTable(*drawn(20, 0.1), BACKGROUND)
     trials = Trials(np.ones((3, 1)), np.ones(3, dtype=np.bool_), np.arange(3))
     with pytest.raises(DataError, match="all 3 trials have the same outcome"):
         fit(trials, ("a",))
+
+
+def test_the_fewest_allowed_photos_can_be_calibrated_on() -> None:
+    scored = ScoreTable(*drawn(21, 1.0), BACKGROUND)
+    found = fit_calibration(scored, BACKGROUND, digest="d", about={})
+    assert found.about["photos"] == 21
+
+
+def test_expressions_about_one_half_of_the_photos_are_refused() -> None:
+    gallery, queries = drawn(40, 1.0)
+    even = slice(0, 40, 2)
+    queries = CalibrationQueries(
+        *(queries.vectors[even], queries.images[even], queries.boxes_px[even]),
+        texts=queries.texts[even],
+        alike=queries.alike[even],
+    )
+    scored = ScoreTable(gallery, queries, BACKGROUND)
+    with pytest.raises(DataError, match="no trials about half of the photos: use expressions"):
+        fit_calibration(scored, BACKGROUND, digest="d", about={})
 
 
 def test_the_command_writes_calibration_json(

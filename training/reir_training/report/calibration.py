@@ -45,7 +45,7 @@ from reir.query.verify.scores import (
     verified_scores,
 )
 from reir_training.report.calibration_queries import SHORT
-from reir_training.report.score_table import MIN_PHOTOS, Floats, Labels, ScoreTable
+from reir_training.report.score_table import MIN_GALLERY, Floats, Labels, ScoreTable
 
 SEED = 0
 """Seed of the galleries that the calibration is fitted on."""
@@ -108,7 +108,7 @@ def draw_galleries(
         # The score of the best hit grows with the size of the gallery, so the model needs several
         # sizes.
         size = len(absent)
-        while size >= MIN_PHOTOS:
+        while size >= MIN_GALLERY:
             yield expression, True, np.append(others[: size - 1], own)
             yield expression, False, absent[:size]
             size //= 2
@@ -324,7 +324,11 @@ def calibration_figures(probabilities: Floats, labels: Labels) -> dict[str, floa
 
 
 def cross_validated(trials: Trials, names: tuple[str, ...]) -> Floats:
-    """Return (R,) cross-validated probabilities: each half is predicted from the other half."""
+    """Return (R,) cross-validated probabilities: each half is predicted from the other half.
+
+    Raises:
+        DataError: all trials of a half have the same outcome, or it has none.
+    """
     # Trials of the same photo are similar, so a photo must not be in both halves. Otherwise, the
     # figures would look better than on new photos.
     half = trials.groups % 2 == 0
@@ -339,13 +343,19 @@ def fit(trials: Trials, names: tuple[str, ...]) -> Logistic:
     """Fit a logistic model by maximum likelihood: Newton's method with a small ridge penalty.
 
     Raises:
-        DataError: all trials have the same outcome.
+        DataError: all trials have the same outcome, or there are none.
     """
     x, y = trials.features, trials.labels.astype(np.float64)
-    if y.min(initial=1.0) == y.max(initial=0.0):
+    if len(np.unique(y)) < 2:
+        # The trials of all photos are never empty, only those of one half of a cross-validation.
+        problem = (
+            f"all {len(y)} trials have the same outcome"
+            if len(y)
+            else "there are no trials about half of the photos"
+        )
         raise DataError(
-            f"calibration needs right and wrong answers, but all {len(y)} trials have the same "
-            "outcome: use more expressions"
+            f"calibration needs right and wrong answers, but {problem}: use expressions about more "
+            f"photos"
         )
     # Standardize the features, so that the ridge penalizes all of them alike.
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)

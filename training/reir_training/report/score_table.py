@@ -22,8 +22,11 @@ from reir_training.report.calibration_queries import CalibrationQueries
 MATCH_IOU = 0.5
 """An instance is right if its box overlaps the described box by at least this IoU."""
 
-MIN_PHOTOS = 20
+MIN_GALLERY = 20
 """The share of correct answers among fewer photos would mostly be noise."""
+
+MIN_PHOTOS = MIN_GALLERY + 1
+"""A gallery without the photo that an expression describes has only the others."""
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
@@ -82,7 +85,7 @@ class ScoreTable:
         if len(photos) < MIN_PHOTOS:
             raise DataError(
                 f"calibration needs at least {MIN_PHOTOS} photos with instances, got "
-                f"{len(photos)}: add photos or raise --limit"
+                f"{len(photos)}: use more photos"
             )
         kept = np.isin(queries.images, photos)
         self.vectors = queries.vectors[kept]
