@@ -97,8 +97,11 @@ def test_options_reach_the_run_and_the_report_is_printed(
     assert "It helped" in shown
     assert "reir reindex nano --checkpoint runs/finetune/nano/checkpoint" in shown
     assert "--limit min_canaries=2" in shown
-    values: dict[str, Any] = json.loads(run("nano", *rows, options=("--json", "--output", "out")))
+    assert "--store" not in shown
+    as_json = ("--json", "--output", "out", "--store", "there")
+    values: dict[str, Any] = json.loads(run("nano", *rows, options=as_json))
     assert values["recommended"] is True
+    assert values["command"].endswith("--store there")
     assert values["checkpoint"] == "out/checkpoint"
 
 
@@ -117,10 +120,11 @@ def report(one: Finetune, *, better: bool) -> FinetuneReport:
         checkpoint=one.checkpoint,
         canaries=one.output / "canaries.jsonl",
         masks=False,
-        counts={"photos": 5, "sentences": 5, "held_out_photos": 2, "held_out_sentences": 2},
+        counts={"photos": 5, "sentences": 5, "held_out_photos": 2, "canaries": 2},
         labels={"sentences": 3, "kept": 3, "drawn": 0, "refused": {}},
         blend={"share": 0.5},
         held_out=Comparison("held out", *((before, after) if better else (after, before))),
         remembered=Comparison("about old photos", old, old),
         minutes={"before": 0.5, "after": 0.25},
+        store=one.store,
     )

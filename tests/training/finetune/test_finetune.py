@@ -32,6 +32,7 @@ from reir.images.decode import canonical_uri
 from reir.models.nano.color_reader import color_head_for
 from reir.operations.canary import read_canaries
 from reir.operations.feedback.records import user_of
+from reir.query.presence import FILE as CALIBRATION
 from reir.store import InstanceStore, VersionSpec
 from reir.store.memory import MemoryStore
 from reir_testing.feedback.simulated_users import (
@@ -86,6 +87,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[InstanceStore, Path
     model = tiny_model(num_candidates=12)
     save_checkpoint(folder / "start", model, tiny_tokenizer(), {})
     save_color_head(folder / "start", color_head_for(model, {"width": 32}), {})
+    # Only whether it exists counts: the new checkpoint is to have one as well.
+    (folder / "start" / CALIBRATION).write_text("{}")
     scenes = make_toy_scenes(NUM_PHOTOS, 3, 160)
     (folder / "photos").mkdir()
     for scene in scenes:
@@ -175,7 +178,12 @@ def check_results(run: Finetune, report: FinetuneReport) -> None:
     assert all(each.score is not None for each in labeled.instances)
     canaries = read_canaries(run.output / "canaries.jsonl")
     assert {canary.uri for canary in canaries} == {run.pairs.uris[each] for each in held_out}
-    assert len(canaries) == counts["held_out_sentences"]
+    assert len(canaries) == counts["canaries"] == counts["held_out_sentences"]
+
+    # That there are too few photos to calibrate on does not end the fine-tune.
+    assert not values["blend"]["calibrated"]
+    assert "at least 21 photos with instances, got 2" in values["blend"]["not_calibrated"]
+    assert not (run.checkpoint / CALIBRATION).exists()
 
 
 def check_weights(run: Finetune, start: Path, report: FinetuneReport) -> None:

@@ -121,3 +121,33 @@ def test_canaries_have_the_photo_and_where_known_the_box(
     instance = replace(pairs.dataset.instances[0], box_xyxy_px=(-1.0, 0.0, 91.0, 60.0))
     wide = canaries_of_pairs(replace(pairs.dataset, instances=(instance,)), pairs.uris)
     assert wide[0].box == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_a_box_of_which_nothing_is_left_is_left_out(store: InstanceStore, tmp_path: Path) -> None:
+    rows = (
+        "red.png,a,10,10,10.001,50",
+        "blue.png,b,89.999,10,90.9,50",
+        "green.png,c,10,10,10.02,50",
+    )
+    path = write(tmp_path / "pairs.csv", "photo,sentence,x1,y1,x2,y2", *rows)
+    pairs = read_pairs(store, GALLERY, path)
+    canaries = canaries_of_pairs(pairs.dataset, pairs.uris)
+    lines = write(tmp_path / "canaries.jsonl", *map(to_line, canaries))
+    thin, at_edge, kept = read_canaries(lines)
+    assert (thin.box, at_edge.box) == (None, None)
+    assert kept.box == pytest.approx((10 / 90, 10 / 60, 10.02 / 90, 50 / 60), abs=1e-4)
+
+
+def test_repeated_sentences_are_one_canary(store: InstanceStore, tmp_path: Path) -> None:
+    rows = (
+        *("red.png,a,,,,", "red.png,a,,,,", "blue.png,a,,,,", "red.png,b,,,,"),
+        # These boxes are the same in the file, which has four decimals.
+        *("red.png,c,10,10,40,50", "red.png,c,10.001,10,40,50", "red.png,c,20,10,40,50"),
+    )
+    path = write(tmp_path / "pairs.csv", "photo,sentence,x1,y1,x2,y2", *rows)
+    pairs = read_pairs(store, GALLERY, path)
+    canaries = canaries_of_pairs(pairs.dataset, pairs.uris)
+    read = read_canaries(write(tmp_path / "canaries.jsonl", *map(to_line, canaries)))
+    assert canaries == read
+    assert [each.expression for each in read] == ["a", "a", "b", "c", "c"]
+    assert len(set(read)) == len(read)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from reir_training.finetune.measure import Ranks
-from reir_training.finetune.report import NO_BOXES, Comparison, FinetuneReport
+from reir_training.finetune.report import MIN_HELD_OUT, NO_BOXES, Comparison, FinetuneReport
 
 
 def ranks(of_photos: list[int], *, has_box: bool = False) -> Ranks:
@@ -31,6 +31,7 @@ def report(before: list[int], after: list[int], **changes: Any) -> FinetuneRepor
             "sentences": 90,
             "held_out_photos": len(before),
             "held_out_sentences": len(before),
+            "canaries": len(before),
         },
         "labels": {"sentences": 70, "kept": 60, "drawn": 5, "refused": {}},
         "blend": {"share": 0.4},
@@ -68,6 +69,34 @@ def test_the_verdict_depends_on_the_interval_of_the_gain(
     assert ("is not recommended" in shown(one)) == (verdict != "helped")
 
 
+@pytest.mark.parametrize("verdict", ["helped", "harmed"])
+def test_few_held_out_photos_prove_nothing(verdict: str) -> None:
+    def of(num: int) -> FinetuneReport:
+        worse, better = [3] * num, [0] * num
+        return report(worse, better) if verdict == "helped" else report(better, worse)
+
+    enough, few = of(MIN_HELD_OUT), of(MIN_HELD_OUT - 1)
+    assert enough.verdict == verdict
+    assert few.verdict == "unclear"
+    assert few.to_dict()["recommended"] is False
+    assert f"measured held-out photos is {MIN_HELD_OUT - 1}, and" in shown(few)
+    assert few.to_dict()["explanation"] in " ".join(shown(few).split())
+    # Many sentences about few photos are no better.
+    ranks_of = {"before": [3] * 30, "after": [0] * 30}
+    about_two = {
+        name: Ranks(np.arange(30) % 2, np.array(of_photos), np.array(of_photos), np.zeros(30, bool))
+        for name, of_photos in ranks_of.items()
+    }
+    assert report([], [], held_out=Comparison("held out", **about_two)).verdict == "unclear"
+
+
+def test_the_report_says_why_presence_is_not_calibrated() -> None:
+    why = "calibration needs at least 21 photos"
+    bare = report([3] * 20, [0] * 20, blend={"share": 0.4, "not_calibrated": why})
+    assert f"Presence is not calibrated: {why}" in shown(bare)
+    assert "calibrated" not in shown(report([3] * 20, [0] * 20))
+
+
 def test_figures_are_percentages_with_gains_in_points() -> None:
     values = report([3] * 20, [0] * 10 + [3] * 10).to_dict()
     assert values["held_out"]["before"] == {"photo_p1": 0.0, "photo_p5": 100.0, "photo_p10": 100.0}
@@ -101,3 +130,9 @@ def test_the_command_fits_the_gallery() -> None:
         "reir reindex 'my photos' --encoder clare-masks:out/checkpoint --canary "
         "out/canaries.jsonl --limit min_canaries=5"
     )
+    # What counts is the number of canaries: repeated sentences are one.
+    repeated = report([3] * 30, [0] * 30, counts={**many.counts, "canaries": 19})
+    assert repeated.command == f"{many.command} --limit min_canaries=19"
+    elsewhere = report([3] * 30, [0] * 30, store="my store")
+    assert elsewhere.command == f"{many.command} --store 'my store'"
+    assert elsewhere.to_dict()["command"] == elsewhere.command

@@ -165,6 +165,7 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
         options=FinetuneOptions(epochs=epochs, held_out=held_out, max_share=max_share),
         remembered=remembered,
         show=photo_progress,
+        store=store,
     ).run()
     if as_json:
         print_json(report.to_dict())

@@ -12,6 +12,7 @@ from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photo_sentences import read_sentence_list
 from reir.datasets.sentence_rows import PHOTO, read_rows
 from reir.operations.canary import Canary
+from reir.records import Box
 from reir.store.contract import InstanceStore
 from reir_training.data.examples import hold_out
 from reir_training.finetune.photos import GalleryPhotos
@@ -90,23 +91,33 @@ def split_pairs(
 
 
 def canaries_of_pairs(held_out: ReferringDataset, uris: Mapping[str, str]) -> list[Canary]:
-    """Return held-out sentences with their answers, by which `reir reindex` judges a version."""
-    canaries = []
-    for each in held_out.expressions:
-        box = None
-        if each.instance_id is not None:
-            image = held_out.images_by_id[each.image_id]
-            x1, y1, x2, y2 = held_out.instances_by_id[each.instance_id].box_xyxy_px
-            width, height = image.width_px, image.height_px
-            # Drawn boxes may reach a little beyond the photo, which `read_canaries` refuses.
-            box = (
-                max(x1 / width, 0.0),
-                max(y1 / height, 0.0),
-                min(x2 / width, 1.0),
-                min(y2 / height, 1.0),
-            )
-        canaries.append(Canary(expression=each.text, uri=uris[each.image_id], box=box))
-    return canaries
+    """Return held-out sentences with their answers, by which `reir reindex` judges a version.
+
+    Repeated sentences are one canary, as they are for the gate.
+    """
+    canaries = [
+        Canary(
+            expression=each.text,
+            uri=uris[each.image_id],
+            box=_canary_box(held_out, each.image_id, each.instance_id),
+        )
+        for each in held_out.expressions
+    ]
+    return list(dict.fromkeys(canaries))
+
+
+def _canary_box(dataset: ReferringDataset, image_id: str, instance_id: str | None) -> Box | None:
+    """Return a box that `read_canaries` accepts, and which is the same after it is read."""
+    if instance_id is None:
+        return None
+    image = dataset.images_by_id[image_id]
+    x1, y1, x2, y2 = dataset.instances_by_id[instance_id].box_xyxy_px
+    width, height = image.width_px, image.height_px
+    # Drawn boxes may reach a little beyond the photo.
+    left, top = round(max(x1 / width, 0.0), 4), round(max(y1 / height, 0.0), 4)
+    right, bottom = round(min(x2 / width, 1.0), 4), round(min(y2 / height, 1.0), 4)
+    # Rounding may leave no area of a thin box; the photo is still the right one.
+    return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def _box(dataset: ReferringDataset, instance_id: str | None) -> list[float] | None:

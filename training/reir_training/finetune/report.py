@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from reir.metrics import Interval
 from reir_training.finetune.measure import Ranks
 from reir_training.finetune.trust import FeedbackSummary
@@ -20,6 +22,8 @@ Verdict = Literal["helped", "harmed", "unclear"]
 
 MIN_CANARIES = 20
 """Fewer canaries are too few for the gate of `reir reindex` to judge another model."""
+MIN_HELD_OUT = 10
+"""Of fewer held-out photos, all may be found better or worse by chance, which no interval shows."""
 NAMES = {
     "photo_p1": "right photo first",
     "photo_p5": "right photo among 5",
@@ -35,6 +39,11 @@ SENTENCES: Mapping[Verdict, str] = {
     "unclear": "It is not clear that it helped: the difference on the held-out sentences may be "
     "chance. The new checkpoint is not recommended; more sentences may help.",
 }
+TOO_FEW = (
+    "It is not clear that it helped: the number of measured held-out photos is {photos}, and at "
+    "least {needed} are needed to tell. The new checkpoint is not recommended; add sentences about "
+    "more photos, or hold out more of them with --held-out."
+)
 NO_BOXES = (
     "Nobody drew boxes for the held-out sentences, so it is only known whether the right photo is "
     "found, not whether the box in it is right."
@@ -91,7 +100,8 @@ class FinetuneReport:
     Attributes:
         gallery: name of the gallery.
         checkpoint: folder of the new checkpoint.
-        canaries: file with the held-out sentences for the gate of `reir reindex`.
+        canaries: file with the held-out sentences for the gate of `reir reindex`; `counts` has
+            their number under the same name.
         masks: whether the gallery was indexed with masks.
         counts: numbers of photos and sentences.
         labels: what became of the training sentences; see `PseudoLabels.to_dict`.
@@ -100,6 +110,7 @@ class FinetuneReport:
         remembered: sentences that the model was not tuned on, about other photos.
         minutes: time of each part.
         feedback: what became of the feedback, if it was learned from.
+        store: where the gallery is; None for the default store.
     """
 
     gallery: str
@@ -113,14 +124,28 @@ class FinetuneReport:
     remembered: Comparison
     minutes: Mapping[str, float]
     feedback: FeedbackSummary | None = None
+    store: str | None = None
 
     @property
     def verdict(self) -> Verdict:
         """Whether more held-out sentences have the right photo first than before."""
+        if self._num_measured < MIN_HELD_OUT:
+            return "unclear"
         gain = self.held_out.after.gain_over(self.held_out.before)["photo_p1"]
         if gain.low > 0:
             return "helped"
         return "harmed" if gain.high < 0 else "unclear"
+
+    @property
+    def explanation(self) -> str:
+        """The verdict in words."""
+        if self._num_measured < MIN_HELD_OUT:
+            return TOO_FEW.format(photos=self._num_measured, needed=MIN_HELD_OUT)
+        return SENTENCES[self.verdict]
+
+    @property
+    def _num_measured(self) -> int:
+        return len(np.unique(self.held_out.before.photos))
 
     @property
     def command(self) -> str:
@@ -130,8 +155,10 @@ class FinetuneReport:
         if self.masks:
             model = ["--encoder", f"clare-masks:{self.checkpoint}"]
         words = ["reir", "reindex", self.gallery, *model, "--canary", str(self.canaries)]
-        if self.counts["held_out_sentences"] < MIN_CANARIES:
-            words += ["--limit", f"min_canaries={self.counts['held_out_sentences']}"]
+        if self.counts["canaries"] < MIN_CANARIES:
+            words += ["--limit", f"min_canaries={self.counts['canaries']}"]
+        if self.store is not None:
+            words += ["--store", self.store]
         return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,6 +166,7 @@ class FinetuneReport:
         return {
             "gallery": self.gallery,
             "verdict": self.verdict,
+            "explanation": self.explanation,
             "recommended": self.verdict == "helped",
             "checkpoint": str(self.checkpoint),
             "canaries": str(self.canaries),
@@ -169,6 +197,8 @@ class FinetuneReport:
             f"sentences left out.",
             f"Share of the new weights: {self.blend['share']:g}",
         ]
+        if problem := self.blend.get("not_calibrated"):
+            lines.append(f"Presence is not calibrated: {problem}.")
         minutes = ", ".join(f"{name} {value:.1f}" for name, value in values["minutes"].items())
         parts: list[RenderableType] = [
             *([self.feedback.table(), ""] if self.feedback else []),
@@ -179,7 +209,7 @@ class FinetuneReport:
             "",
             self.remembered.table(),
             "",
-            Text(SENTENCES[self.verdict], style="bold"),
+            Text(self.explanation, style="bold"),
             Text(f"Minutes: {minutes}", style="dim"),
             "",
             Text("To check the new checkpoint and make it live:"),

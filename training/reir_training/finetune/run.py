@@ -43,7 +43,6 @@ from reir_training.finetune.work import OutputFolder
 from reir_training.pseudo_labels.agreement import AgreementFilter
 from reir_training.pseudo_labels.labels import PseudoLabels, label_sentences
 from reir_training.report.calibrate import calibrate_checkpoint
-from reir_training.report.score_table import MIN_PHOTOS
 from reir_training.run.driver import run
 
 PHOTOS, SENTENCES, LABELS = "photos", "sentences.jsonl", "labels.json"
@@ -86,6 +85,7 @@ class Finetune:
         options: settings.
         remembered: where it is measured what the model forgets.
         show: shows progress.
+        store: where the gallery is, for the command in the report; None for the default store.
         trainer: trains a model; `reir_training.run.driver.run`, or a stand-in for it.
     """
 
@@ -96,6 +96,7 @@ class Finetune:
     options: FinetuneOptions
     remembered: RememberedSet
     show: ShowProgress
+    store: str | None = None
     trainer: Trainer = run
     train: ReferringDataset = field(init=False)
     held_out: ReferringDataset = field(init=False)
@@ -152,8 +153,6 @@ class Finetune:
         folder.part("tuned", self._tune)
         blend = folder.part("blend", self._blend)
         after = folder.part("after", lambda: self._measure(self.checkpoint, "measuring after"))
-        lines = (to_line(each) for each in canaries_of_pairs(self.held_out, self.pairs.uris))
-        (self.output / CANARIES).write_text("".join(f"{line}\n" for line in lines), "utf-8")
         return self._report(before, labels, blend, after, folder.minutes())
 
     @property
@@ -241,35 +240,40 @@ class Finetune:
         shares = shares_up_to(self.options.max_share)
         choice = choose_share(lambda share: models.rank(share, fold), shares)
         digest = models.save(self.checkpoint, choice)
-        calibrated = self._calibrate(set(models.held_out))
+        problem = self._calibrate(set(models.held_out))
         figures = {str(share): value for share, value in choice.figures.items()}
         return {
             "share": choice.share,
             "photo_p1_by_share": figures,
             "digest": digest,
-            "calibrated": calibrated,
+            "calibrated": not problem,
+            **({"not_calibrated": problem} if problem else {}),
         }
 
-    def _calibrate(self, image_ids: set[str]) -> bool:
+    def _calibrate(self, image_ids: set[str]) -> str:
         """Calibrate the new checkpoint on labeled photos that it was not trained on.
 
         Returns:
-            Whether there are enough such photos, and the old checkpoint has a calibration too.
+            Why it is not calibrated: there are too few such photos, or the old checkpoint has no
+            calibration either. Empty if it is.
         """
+        if not (self.start.folder / CALIBRATION).is_file():
+            return "the old checkpoint is not calibrated either"
         labeled = read_reircoco(self.output / LABELS).of_images(image_ids)
-        if len(labeled.images) < MIN_PHOTOS or not (self.start.folder / CALIBRATION).is_file():
-            return False
-        with self.show("calibrating") as progress:
-            calibrate_checkpoint(
-                self.checkpoint,
-                load_encoder(self.checkpoint),
-                labeled,
-                self.photos,
-                labeled.expressions,
-                about={"annotations": LABELS, "split": "", "kind": ""},
-                how=Encoding(threads=num_cores(), progress=progress),
-            )
-        return True
+        try:
+            with self.show("calibrating") as progress:
+                calibrate_checkpoint(
+                    self.checkpoint,
+                    load_encoder(self.checkpoint),
+                    labeled,
+                    self.photos,
+                    labeled.expressions,
+                    about={"annotations": LABELS, "split": "", "kind": ""},
+                    how=Encoding(threads=num_cores(), progress=progress),
+                )
+        except DataError as error:  # the checkpoint is useful without a calibration
+            return str(error)
+        return ""
 
     def _report(
         self,
@@ -279,13 +283,16 @@ class Finetune:
         after: Mapping[str, Any],
         minutes: Mapping[str, float],
     ) -> FinetuneReport:
-        """Return the report, after writing it into the output folder."""
+        """Return the report, after writing it and the canaries into the output folder."""
         names = {"held_out": "held out", "remembered": f"about {self.remembered.name}"}
         held_out, remembered = (
             Comparison(text, Ranks.from_dict(before[name]), Ranks.from_dict(after[name]))
             for name, text in names.items()
         )
         everything = self.pairs.dataset
+        canaries = canaries_of_pairs(self.held_out, self.pairs.uris)
+        lines = "".join(f"{to_line(each)}\n" for each in canaries)
+        (self.output / CANARIES).write_text(lines, encoding="utf-8")
         report = FinetuneReport(
             gallery=self.gallery,
             checkpoint=self.checkpoint,
@@ -298,6 +305,7 @@ class Finetune:
                 "left_out": len(self.pairs.skipped),
                 "held_out_photos": len(self.held_out.images),
                 "held_out_sentences": len(self.held_out.expressions),
+                "canaries": len(canaries),
             },
             labels=labels,
             blend=blend,
@@ -305,6 +313,7 @@ class Finetune:
             remembered=remembered,
             minutes=minutes,
             feedback=self.pairs.feedback,
+            store=self.store,
         )
         text = json.dumps(report.to_dict(), indent=2)
         (self.output / REPORT).write_text(text + "\n", encoding="utf-8")
