@@ -85,6 +85,7 @@ def only_split(report: DataReport) -> SplitReport:
         ("COCO_test2015_000000000001.jpg", 1),
         ("COCO_train2014_000000123456", 123456),
         ("000000123456", 123456),
+        ("202401021503.jpg", None),  # a time, as cameras name photos; COCO ids are below a million
         ("123456.jpg", None),
         ("123456", None),
         ("0000000123456.jpg", None),
@@ -105,6 +106,41 @@ def test_the_same_coco_photo_under_two_names_is_found(tmp_path: Path) -> None:
     assert leaked_names(coco(train), coco(val)) == ["000000000008.jpg"]
     # numbers that a file counts its own photos by are no identity: both have images 0 and 1
     assert leaked_names(coco(val), coco(train)) == ["COCO_val2014_000000000008.jpg"]
+
+
+def test_numbers_without_prefix_are_no_proof_if_the_photos_differ(tmp_path: Path) -> None:
+    names = [f"{n:012d}.jpg" for n in range(3)]
+    train, val = write_coco(tmp_path / "a", names), write_coco(tmp_path / "b", names)
+    Image.new("RGB", (32, 24), "red").save(val / "images" / names[1])
+    assert leaked_names(coco(train), coco(val)) == [names[0], names[2]]
+    (val / "images" / names[1]).unlink()  # nothing but the number is left to go by
+    assert leaked_names(coco(train), coco(val)) == names
+    # With COCO's prefix, the number is an id, and the photo may have been encoded again.
+    prefixed = write_coco(tmp_path / "c", [f"COCO_val2014_{names[1]}"])
+    Image.new("RGB", (32, 24), "red").save(prefixed / "images" / f"COCO_val2014_{names[1]}")
+    assert leaked_names(coco(train), coco(prefixed)) == [names[1]]
+    assert leaked_names(coco(prefixed), coco(train)) == [f"COCO_val2014_{names[1]}"]
+
+
+@pytest.mark.parametrize("stem", ["202401021503", "000000000007"])
+def test_cameras_of_one_set_may_number_photos_alike(tmp_path: Path, stem: str) -> None:
+    folder, files = tmp_path / "a", [f"cam{n}/{stem}.png" for n in (1, 2)]
+    for name in ("cam1", "cam2"):
+        (folder / "images" / name).mkdir(parents=True)
+    for name, color in zip(files, ("red", "blue"), strict=True):
+        Image.new("RGB", (32, 24), color).save(folder / "images" / name)
+    images = [{"id": i, "file_name": n, "width": 32, "height": 24} for i, n in enumerate(files)]
+    for number, name in enumerate(("train.json", "val.json")):
+        cat = {"id": 0, "image_id": number, "category_id": 1, "bbox": [1, 2, 10, 12]}
+        document = {"images": [images[number]], "annotations": [cat], "categories": CATEGORIES}
+        (folder / name).write_text(json.dumps(document))
+    train, val = coco(folder, annotations="train.json"), coco(folder, annotations="val.json")
+    assert leaked_names(train, val) == []
+    assert leaked_names(train, train) == files[:1]
+    for name in files:
+        (folder / "images" / name).unlink()
+    assert leaked_names(train, val) == []
+    assert leaked_names(train, train) == files[:1]
 
 
 def test_photos_without_coco_number_are_compared_by_name_and_bytes(tmp_path: Path) -> None:
@@ -164,7 +200,8 @@ def test_excluded_photos_are_not_trained_on_and_counted(
     everything = DataConfig(data=(coco(val),), evaluation=(coco(train),), exclude_evaluation=True)
     with pytest.raises(DataError, match="2 photos of evaluation sets are excluded"):
         training_photos(everything)
-    assert any("no photo is left" in problem for problem in check_data(everything).problems)
+    (problem,) = check_data(everything).problems
+    assert "2 photos of evaluation sets are excluded" in problem
 
 
 def test_leaks_between_a_held_out_split_and_other_sources_are_found(tmp_path: Path) -> None:
@@ -259,7 +296,7 @@ def test_missing_and_broken_files_are_reported(tmp_path: Path) -> None:
         ([1, 2, 32.5, 10], 1, 0, False),
         ([-1.5, 2, 10, 10], 1, 0, False),
         ([1, 2, 10, 23.5], 1, 0, False),
-        ([5, 5, 0, 10], 0, 1, True),
+        ([5, 5, 0, 10], 0, 1, False),
     ],
     ids=["inside", "rounded", "right", "left", "below", "flat"],
 )
@@ -318,6 +355,32 @@ def test_data_without_expressions_is_noted(tmp_path: Path) -> None:
     report = check_data(DataConfig(data=(coco(tmp_path / "a"),)))
     assert only_split(report).captions == 1
     assert report.notes == ()
+
+
+def test_every_source_needs_a_photo_to_train_on(tmp_path: Path) -> None:
+    good = write_coco(tmp_path / "good", ["1.png"])
+    bare = write_coco(tmp_path / "bare", ["2.png"])
+    document = json.loads((bare / "instances.json").read_text())
+    (bare / "instances.json").write_text(json.dumps({**document, "annotations": []}))
+    config = DataConfig(data=(coco(good), coco(bare)))
+    with pytest.raises(DataError) as refused:
+        training_photos(config)
+    assert check_data(config).problems == (str(refused.value),)
+    assert f"{bare} (coco) has no annotated photo to train on; annotate" in str(refused.value)
+    # Held-out photos alone are not enough either.
+    save_scenes(tmp_path / "held", {"val": make_scenes(2, 2), "train": []})
+    held_out = DataConfig(data=(DataSource(format="photos", path=tmp_path / "held"),))
+    (problem,) = check_data(held_out).problems
+    assert "no photo is left to train on" in problem
+
+
+def test_sentences_without_boxes_are_data_for_weak_rec(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "a", ["1.png"])
+    (folder / "pairs.jsonl").write_text('{"photo": "1.png", "sentence": "a cat"}\n')
+    source = DataSource(format="sentences", path=folder, annotations="pairs.jsonl")
+    report = check_data(DataConfig(data=(source,)))
+    assert report.fit
+    assert any("no box, so only weak-rec can learn from it" in note for note in report.notes)
 
 
 def test_any_training_configuration_can_be_checked() -> None:

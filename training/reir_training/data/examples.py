@@ -241,7 +241,8 @@ def build_photos(
     if not useful:
         excluded = f"; {len(without)} photos of evaluation sets are excluded" if without else ""
         raise DataError(
-            f"{source.path} ({source.format}) has no annotated photo to train on{excluded}"
+            f"{source.path} ({source.format}) has no annotated photo to train on{excluded}; "
+            f"annotate photos of it, or remove it from `data`"
         )
     return useful
 

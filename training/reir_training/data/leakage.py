@@ -1,7 +1,7 @@
 """Prevents leakage: no photo of an evaluation set is trained on.
 
 Published data sets contain COCO's photos under different names, so photos are compared by their
-COCO id where the name has one. Uses annotations and file names, no model.
+COCO id where the name has one. Uses annotations, file names and bytes, no model.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from reir_training.data.examples import (
 logger = logging.getLogger(__name__)
 
 MAX_NAMES_SHOWN = 3
+# COCO ids are below a million, and padded to 12 digits; cameras name photos by times of 12 digits.
 # ASCII only, because `\d` would also match the digits of other scripts.
 _COCO_NAME = re.compile(
-    r"(?:.*/)?(?:COCO_(?:train|val|test|unlabeled)20\d\d_)?(\d{12})(?:\.\w+)?", re.ASCII
+    r"(?:.*/)?(COCO_(?:train|val|test|unlabeled)20\d\d_)?0{6}(\d{6})(?:\.\w+)?", re.ASCII
 )
 
 
@@ -47,9 +48,14 @@ class SourceDataset:
     source: DataSource
     dataset: ReferringDataset
 
+    @property
+    def folder(self) -> Path:
+        """The folder where the photo files should be."""
+        return self.source.path / self.source.images
+
     def path_of(self, image: ReferringImage) -> Path:
         """Return the path where the photo file should be."""
-        return self.source.path / self.source.images / image.file_name
+        return self.folder / image.file_name
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def coco_number(name: str) -> int | None:
     123456, because the releases of 2014 and 2017 split the same photos differently.
     """
     found = _COCO_NAME.fullmatch(name)
-    return int(found[1]) if found else None
+    return int(found[2]) if found else None
 
 
 def read_sources(sources: Iterable[DataSource], *, masks: bool = False) -> list[SourceDataset]:
@@ -103,9 +109,11 @@ def find_leaks(
 ) -> list[Leak]:
     """Find training photos that are also in an evaluation set or a held-out split.
 
-    Two photos are the same if their COCO ids agree, taken from the file name or the image id.
-    Photos without a COCO id are the same if their file names agree and, if both files exist, their
-    bytes agree too.
+    Two photos are the same if their COCO ids agree, taken from the file name or the image id. If
+    neither name has COCO's prefix, such as "COCO_train2014_", other photos may be numbered alike:
+    then the bytes must agree too or, if a file is missing, the photos must not be different files
+    of one folder. Photos without a COCO id are the same if their file names agree and, if both
+    files exist, their bytes agree too.
     """
     leaks = []
     for label, protected in _protected_sets(training, evaluation):
@@ -185,26 +193,32 @@ class _PhotoIndex:
     """The photos of one evaluation set, indexed by COCO id and by base name."""
 
     def __init__(self, where: SourceDataset, images: Iterable[ReferringImage]) -> None:
-        self._numbers: set[int] = set()
-        self._named: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+        self._where = where
+        self._numbered: dict[int, list[ReferringImage]] = defaultdict(list)
+        self._named: dict[str, list[ReferringImage]] = defaultdict(list)
         for image in images:
             numbers = _coco_numbers(image)
-            self._numbers |= numbers
+            for number in numbers:
+                self._numbered[number].append(image)
             if not numbers:
-                path = where.path_of(image)
                 # By the name without its folder: another data set may keep the same file elsewhere.
-                self._named[path.name].append((image.file_name, path))
+                self._named[where.path_of(image).name].append(image)
 
     def contains(self, image: ReferringImage, where: SourceDataset) -> bool:
         """Return whether a photo of another set is one of these."""
+        path, numbers = where.path_of(image), _coco_numbers(image)
+        if not numbers:
+            return any(
+                _same_file(path, self._where.path_of(other), image.file_name == other.file_name)
+                for other in self._named.get(path.name, ())
+            )
         # The names are not compared: another data set may list the COCO photo under another name.
-        numbers = _coco_numbers(image)
-        if numbers:
-            return not numbers.isdisjoint(self._numbers)
-        path = where.path_of(image)
         return any(
-            _same_file(path, other, image.file_name == name)
-            for name, other in self._named.get(path.name, ())
+            _has_coco_prefix(image)
+            or _has_coco_prefix(other)
+            or _same_file(path, self._where.path_of(other), where.folder != self._where.folder)
+            for number in numbers
+            for other in self._numbered.get(number, ())
         )
 
 
@@ -229,9 +243,16 @@ def _coco_numbers(image: ReferringImage) -> set[int]:
     return {number for number in found if number is not None}
 
 
-def _same_file(one: Path, other: Path, same_name: bool) -> bool:
-    """Compare two files of the same base name; if one is missing, compare the full names."""
+def _has_coco_prefix(image: ReferringImage) -> bool:
+    found = (_COCO_NAME.fullmatch(name) for name in (image.file_name, image.image_id))
+    return any(match and match[1] for match in found)
+
+
+def _same_file(one: Path, other: Path, if_missing: bool) -> bool:
+    """Return whether two files have the same content; `if_missing` if one does not exist."""
     # Different data sets often use the same names, such as 1.jpg, so a name alone proves little.
+    if one == other:
+        return True
     if one.is_file() and other.is_file():
         return filecmp.cmp(one, other, shallow=False)
-    return same_name
+    return if_missing

@@ -23,10 +23,11 @@ from reir_training.config import DataConfig, DataSource
 from reir_training.data.examples import (
     TRAIN,
     VAL,
-    photo_uses,
+    build_photos,
     read_captions,
     read_dataset,
     read_near_misses,
+    used_photos,
 )
 from reir_training.data.leakage import REMEDY, SourceDataset, abbreviate, excluded_ids, find_leaks
 from reir_training.presets import PRESETS
@@ -172,8 +173,16 @@ def check_data(
         notes += [f"{leak}; they are excluded from training" for leak in leaks]
     elif leaks:
         problems += [*map(str, leaks), REMEDY]
-    # A source that cannot be read may have photos, and is a problem of its own already.
-    if not unread and not any(map(_photos_to_train, training, leaked_ids)):
+    refused: list[str] = []
+    splits: set[str] = set()
+    for source, ids in zip(training, leaked_ids, strict=True):
+        try:
+            splits |= _usable_splits(source, ids, notes)
+        except DataError as error:
+            refused.append(str(error))
+    problems += refused
+    # A source that cannot be used may have such photos, and is a problem of its own already.
+    if not unread and not refused and TRAIN not in splits:
         problems.append("no photo is left to train on: add a source to `data`")
     to_train = [split for each in trained for split in each.splits if split.use == "train"]
     if not any(split.expressions or split.captions for split in to_train):
@@ -181,10 +190,23 @@ def check_data(
     return DataReport(sets=(*trained, *measured), problems=tuple(problems), notes=tuple(notes))
 
 
-def _photos_to_train(found: _SourceAnnotations, leaked: frozenset[str]) -> int:
-    """Return the number of photos that remain for training."""
-    use = photo_uses(found.read.dataset)
-    return sum(what == TRAIN for image_id, what in use.items() if image_id not in leaked)
+def _usable_splits(found: _SourceAnnotations, leaked: frozenset[str], notes: list[str]) -> set[str]:
+    """Return the splits with photos that a run can use, and note if only `weak-rec` can.
+
+    Raises:
+        DataError: there are none.
+    """
+    source, dataset = found.read.source, found.read.dataset
+    try:
+        return {photo.split for photo in build_photos(source, dataset, leaked)}
+    except DataError:
+        splits = {each.split for each in used_photos(source, dataset, leaked) if each.expressions}
+        if not splits:
+            raise
+        notes.append(
+            f"{source.label}: the expressions have no box, so only weak-rec can learn from it"
+        )
+        return splits
 
 
 def _uses_in_training(dataset: ReferringDataset) -> Mapping[str, Use]:
