@@ -108,18 +108,11 @@ def test_the_same_coco_photo_under_two_names_is_found(tmp_path: Path) -> None:
     assert leaked_names(coco(val), coco(train)) == ["COCO_val2014_000000000008.jpg"]
 
 
-def test_numbers_without_prefix_are_no_proof_if_the_photos_differ(tmp_path: Path) -> None:
-    names = [f"{n:012d}.jpg" for n in range(3)]
-    train, val = write_coco(tmp_path / "a", names), write_coco(tmp_path / "b", names)
-    Image.new("RGB", (32, 24), "red").save(val / "images" / names[1])
-    assert leaked_names(coco(train), coco(val)) == [names[0], names[2]]
-    (val / "images" / names[1]).unlink()  # nothing but the number is left to go by
-    assert leaked_names(coco(train), coco(val)) == names
-    # With COCO's prefix, the number is an id, and the photo may have been encoded again.
-    prefixed = write_coco(tmp_path / "c", [f"COCO_val2014_{names[1]}"])
-    Image.new("RGB", (32, 24), "red").save(prefixed / "images" / f"COCO_val2014_{names[1]}")
-    assert leaked_names(coco(train), coco(prefixed)) == [names[1]]
-    assert leaked_names(coco(prefixed), coco(train)) == [f"COCO_val2014_{names[1]}"]
+def test_a_photo_that_another_set_has_encoded_again_is_the_same(tmp_path: Path) -> None:
+    name = f"{1:012d}.jpg"
+    train, val = write_coco(tmp_path / "a", [name]), write_coco(tmp_path / "b", [name])
+    Image.new("RGB", (32, 24), "red").save(val / "images" / name)
+    assert leaked_names(coco(train), coco(val)) == [name]
 
 
 @pytest.mark.parametrize("stem", ["202401021503", "000000000007"])

@@ -109,11 +109,10 @@ def find_leaks(
 ) -> list[Leak]:
     """Find training photos that are also in an evaluation set or a held-out split.
 
-    Two photos are the same if their COCO ids agree, taken from the file name or the image id. If
-    neither name has COCO's prefix, such as "COCO_train2014_", other photos may be numbered alike:
-    then the bytes must agree too or, if a file is missing, the photos must not be different files
-    of one folder. Photos without a COCO id are the same if their file names agree and, if both
-    files exist, their bytes agree too.
+    Two photos are the same if their COCO ids agree, taken from the file name or the image id. In
+    one folder, several cameras may number their photos alike: if neither name has COCO's prefix,
+    such as "COCO_train2014_", the bytes must agree too. Photos without a COCO id are the same if
+    their file names agree and, if both files exist, their bytes agree too.
     """
     leaks = []
     for label, protected in _protected_sets(training, evaluation):
@@ -209,14 +208,19 @@ class _PhotoIndex:
         path, numbers = where.path_of(image), _coco_numbers(image)
         if not numbers:
             return any(
-                _same_file(path, self._where.path_of(other), image.file_name == other.file_name)
+                _same_file(
+                    path,
+                    self._where.path_of(other),
+                    if_missing=image.file_name == other.file_name,
+                )
                 for other in self._named.get(path.name, ())
             )
         # The names are not compared: another data set may list the COCO photo under another name.
         return any(
-            _has_coco_prefix(image)
+            where.folder != self._where.folder
+            or _has_coco_prefix(image)
             or _has_coco_prefix(other)
-            or _same_file(path, self._where.path_of(other), where.folder != self._where.folder)
+            or _same_file(path, self._where.path_of(other), if_missing=False)
             for number in numbers
             for other in self._numbered.get(number, ())
         )
@@ -248,7 +252,7 @@ def _has_coco_prefix(image: ReferringImage) -> bool:
     return any(match and match[1] for match in found)
 
 
-def _same_file(one: Path, other: Path, if_missing: bool) -> bool:
+def _same_file(one: Path, other: Path, *, if_missing: bool) -> bool:
     """Return whether two files have the same content; `if_missing` if one does not exist."""
     # Different data sets often use the same names, such as 1.jpg, so a name alone proves little.
     if one == other:
