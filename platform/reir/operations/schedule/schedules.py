@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Literal, Self
@@ -17,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from reir.config import StrictConfig, load_config
 from reir.errors import ConfigError, nearest_name
+from reir.store.embedded.locks import exclusive
 
 COMMANDS = ("backup", "canary", "data", "doctor", "eval", "index", "reindex", "restore")
 """Commands that may run on a schedule: those that end by themselves."""
@@ -197,13 +199,13 @@ def add_schedule(file: Path, name: str, schedule: Schedule) -> None:
         check_schedule_name(name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    known = read_schedules(file)
-    if name in known:
-        raise ConfigError(
-            f"there is a schedule {name!r} already; remove it first with `reir schedule remove "
-            f"{name}`, or choose another name"
-        )
-    _write(file, {**known, name: schedule})
+    with _changing(file) as known:
+        if name in known:
+            raise ConfigError(
+                f"there is a schedule {name!r} already; remove it first with `reir schedule remove "
+                f"{name}`, or choose another name"
+            )
+        known[name] = schedule
 
 
 def remove_schedule(file: Path, name: str) -> None:
@@ -212,9 +214,10 @@ def remove_schedule(file: Path, name: str) -> None:
     Raises:
         ConfigError: the file has no schedule of this name.
     """
-    known = read_schedules(file)
-    find_schedule(known, name)
-    _write(file, {each: known[each] for each in known if each != name})
+    # Before a folder and a lock are made for a file that does not exist.
+    find_schedule(read_schedules(file), name)
+    with _changing(file) as known:
+        known.pop(name, None)
 
 
 def find_schedule(known: Mapping[str, Schedule], name: str) -> Schedule:
@@ -231,11 +234,26 @@ def find_schedule(known: Mapping[str, Schedule], name: str) -> Schedule:
     return known[name]
 
 
+@contextmanager
+def _changing(file: Path) -> Iterator[dict[str, Schedule]]:
+    """Give a block the schedules of a file to change, and write them back unless it fails.
+
+    Two processes that change a file wait for each other.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the file, which is replaced: a lock would stay with the old one.
+    with exclusive(file.with_name(f".{file.name}.lock")):
+        known = read_schedules(file)
+        yield known
+        _write(file, known)
+
+
 def _write(file: Path, schedules: Mapping[str, Schedule]) -> None:
     values = ScheduleFile(schedules=schedules).model_dump(mode="json", exclude_defaults=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
     # Written beside the file and renamed, because a scheduler may read it at any moment.
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         yaml.safe_dump({"schedules": values.get("schedules", {})}, opened, sort_keys=True)
+        opened.flush()
+        os.fsync(opened.fileno())  # so that a power failure cannot leave an empty file
     os.replace(temporary, file)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -14,6 +16,7 @@ import pytest
 
 from reir.config import load_config
 from reir.errors import ConfigError
+from reir.operations.schedule import schedules
 from reir.operations.schedule.schedules import (
     Schedule,
     add_schedule,
@@ -156,7 +159,39 @@ def test_schedules_are_added_and_removed(tmp_path: Path) -> None:
         remove_schedule(file, "nigtly")
     remove_schedule(file, "nightly")
     assert list(read_schedules(file)) == ["hourly"]
-    assert [path.name for path in file.parent.iterdir()] == ["schedules.yaml"]
+    assert {path.name for path in file.parent.iterdir()} == {
+        "schedules.yaml",
+        ".schedules.yaml.lock",
+    }
+
+
+def test_changes_at_the_same_time_do_not_lose_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "schedules.yaml"
+    add_schedule(file, "old", schedule())
+
+    def read_slowly(path: Path) -> dict[str, Schedule]:
+        found = read_schedules(path)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(schedules, "read_schedules", read_slowly)
+    changes = [
+        *[Thread(target=add_schedule, args=(file, f"new-{n}", schedule())) for n in range(3)],
+        Thread(target=remove_schedule, args=(file, "old")),
+    ]
+    for change in changes:
+        change.start()
+    for change in changes:
+        change.join()
+    assert sorted(read_schedules(file)) == ["new-0", "new-1", "new-2"]
+
+
+def test_removing_from_a_file_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are: none"):
+        remove_schedule(tmp_path / "typo" / "schedules.yaml", "nightly")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "-a", "x" * 61])
