@@ -19,7 +19,7 @@ from reir.errors import ConfigError
 if TYPE_CHECKING:
     from reir.operations.schedule.runs import ScheduledRun
 
-FAILED = 1
+FAILED, INTERRUPTED = 1, 130
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule.")]
 File = Annotated[
@@ -170,19 +170,22 @@ def remove(name: Name, file: File = None) -> None:
 
 
 def run_now(name: Name, file: File = None, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Run a schedule once, now, and wait for its end; the exit status is 1 if it fails."""
+    """Run a schedule once, now, and wait for its end; the exit status is 1 if it fails.
+
+    Ctrl-C stops the command; the exit status is 130 then.
+    """
     from reir.operations.schedule.runs import run_schedule
     from reir.operations.schedule.schedules import find_schedule, read_schedules
 
     schedule = find_schedule(read_schedules(_file(file)), name)
-    run = run_schedule(_folder(folder), name, schedule)
+    run = run_schedule(_folder(folder), name, schedule, _stop_signal())
     if as_json:
         print_json(_run_values(run))
     else:
         output().print(Path(run.log).read_text(errors="replace").rstrip(), markup=False)
         output().print(_outcome(run))
     if run.has_failed:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(INTERRUPTED if run.status == "stopped" else FAILED)
 
 
 def runs(
@@ -219,9 +222,7 @@ def start(file: File = None, folder: Folder = None, as_json: AsJson = False) -> 
 
     path, place = _file(file), _folder(folder)
     known = read_schedules(path)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _stop_signal()
 
     def show(name: str, run: ScheduledRun) -> None:
         if as_json:
@@ -250,6 +251,14 @@ def parse_duration(option: str, text: str) -> float:
         raise ConfigError(
             f"{option} {text!r} must be a number with a unit: s, m, h or d, such as 90s or 6h"
         ) from error
+
+
+def _stop_signal() -> threading.Event:
+    """Return an event that Ctrl-C or SIGTERM sets, instead of ending the process."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _file(file: Path | None) -> Path:

@@ -6,6 +6,7 @@ Each schedule has a folder with a file `TIME.json` and a file `TIME.log` for eve
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,8 @@ _REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]
 
 _POLL_S = 0.2
 _LOCK_WAIT_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["running", "succeeded", "failed", "timed out", "stopped"]
 
@@ -97,26 +101,31 @@ def run_schedule(
 
 
 def last_runs(folder: Path, name: str, limit: int = KEPT_RUNS) -> list[ScheduledRun]:
-    """Return the last runs of a schedule, newest first."""
+    """Return the last runs of a schedule, newest first, without those whose record is damaged."""
     place = folder / name
-    files = _files(place)[::-1][:limit]
+    files = _files(place)[::-1]
     # Before the files are read: a run that ends in between has written its end before it releases
     # the lock, so it cannot be taken for one that was killed.
     is_running = _is_locked(place / "lock")
-    runs = [_read(file) for file in files]
-    return [
+    found: list[ScheduledRun] = []
+    for number, file in enumerate(files):
+        run = _read(file)
+        if run is None:
+            continue
         # If a run is recorded as running, but nobody holds the lock, its scheduler was killed.
-        run
-        if run.status != "running" or (is_running and number == 0)
-        else ScheduledRun(**{**asdict(run), "status": "stopped", "ended_s": run.started_s})
-        for number, run in enumerate(runs)
-    ]
+        if run.status == "running" and not (is_running and number == 0):
+            run = replace(run, status="stopped", ended_s=run.started_s)
+        found.append(run)
+        if len(found) == limit:
+            break
+    return found
 
 
 def last_success_s(folder: Path, name: str, schedule: Schedule) -> float:
     """Return the Unix time at which a schedule last succeeded; at first, when it was added."""
     ends = (run.ended_s for run in last_runs(folder, name) if run.status == "succeeded")
-    return next(ends, schedule.added_s)
+    # The last success may be one of a schedule of the same name that was removed before.
+    return max(schedule.added_s, next(ends, 0.0))
 
 
 def due_s(folder: Path, name: str, schedule: Schedule) -> float | None:
@@ -147,7 +156,7 @@ def _start(place: Path, name: str, schedule: Schedule) -> ScheduledRun:
 
 
 def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -> ScheduledRun:
-    """Run the command to its end, or to its time limit, or until `stop` is set."""
+    """Run the command to its end, or to its time limit, or until `stop` is set or an error."""
     note = Path(run.log).with_suffix(".report")
     with Path(run.log).open("wb") as output:
         # A group of its own, so that Ctrl-C at the scheduler does not reach the command: the
@@ -160,27 +169,34 @@ def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -
             start_new_session=True,
             env=os.environ | {REPORT_NOTE: str(note)},
         )
-        status: Status | None = None
-        while status is None:
-            time_is_over = schedule.time_limit_s is not None and (
-                time.time() - run.started_s > schedule.time_limit_s
-            )
-            if process.poll() is not None:
-                status = "succeeded" if process.returncode == 0 else "failed"
-            elif time_is_over or stop.is_set():
-                _stop(process)
-                status = "timed out" if time_is_over else "stopped"
-            else:
-                stop.wait(_POLL_S)
-    return ScheduledRun(
-        **{
-            **asdict(run),
-            "status": status,
-            "exit_code": process.returncode,
-            "ended_s": time.time(),
-            "report": take_report_note(note),
-        }
+        try:
+            status = _wait(process, run, schedule, stop)
+        except BaseException:
+            # Ctrl-C among them, which does not reach the command.
+            _stop(process)
+            raise
+    return replace(
+        run,
+        status=status,
+        exit_code=process.returncode,
+        ended_s=time.time(),
+        report=take_report_note(note),
     )
+
+
+def _wait(
+    process: subprocess.Popen[bytes], run: ScheduledRun, schedule: Schedule, stop: threading.Event
+) -> Status:
+    """Wait for the end of a command, or bring it about; return how it ended."""
+    while process.poll() is None:
+        time_is_over = schedule.time_limit_s is not None and (
+            time.time() - run.started_s > schedule.time_limit_s
+        )
+        if time_is_over or stop.is_set():
+            _stop(process)
+            return "timed out" if time_is_over else "stopped"
+        stop.wait(_POLL_S)
+    return "succeeded" if process.returncode == 0 else "failed"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -201,7 +217,10 @@ def _write(place: Path, run: ScheduledRun) -> None:
     file = Path(run.log).with_suffix(".json")
     # Renamed when it is complete, because other commands may read it at any moment.
     temporary = place / f".{file.name}"
-    temporary.write_text(json.dumps(asdict(run), indent=2) + "\n")
+    with temporary.open("w") as opened:
+        opened.write(json.dumps(asdict(run), indent=2) + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())  # so that a power failure cannot leave an empty file
     temporary.replace(file)
 
 
@@ -210,9 +229,20 @@ def _files(place: Path) -> list[Path]:
     return sorted(place.glob("[!.]*.json"))
 
 
-def _read(file: Path) -> ScheduledRun:
-    values = json.loads(file.read_text())
-    return ScheduledRun(**{**values, "command": tuple(values["command"])})
+def _read(file: Path) -> ScheduledRun | None:
+    """Return the run of a record; None if the record is damaged, which is reported."""
+    try:
+        values = json.loads(file.read_text())
+        return ScheduledRun(**{**values, "command": tuple(values["command"])})
+    except (ValueError, TypeError, KeyError) as error:
+        _report_damage(file, repr(error))
+        return None
+
+
+@cache
+def _report_damage(file: Path, problem: str) -> None:
+    """Warn of a damaged record, once in a process: the monitor reads them every minute."""
+    logger.warning("%s is damaged (%s), so its run is left out; delete the file", file, problem)
 
 
 def _remove_old(place: Path) -> None:

@@ -12,10 +12,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from reir.errors import ConfigError, JobRunning
@@ -29,6 +30,8 @@ HEARTBEAT = "scheduler.alive"
 ALIVE_S = 30.0
 POLL_S = 2.0
 _MAX_PARALLEL = 4
+_MAX_WAITING = 1000
+"""Number of threads. One that waits, for its jitter or for another run to end, costs little."""
 
 logger = logging.getLogger(__name__)
 # It would warn of every run that is due while the one before it is going on.
@@ -50,24 +53,48 @@ class Scheduler:
         """
         self._file, self._folder, self._on_run = file, folder, on_run
         self._known: dict[str, Schedule] = {}
-        self._problem = ""
+        self._jobs: dict[str, Job] = {}
+        self._problem = self._heartbeat_problem = ""
         self._stop = threading.Event()
-        executors = {"default": {"type": "threadpool", "max_workers": _MAX_PARALLEL}}
+        self._slots = threading.Semaphore(_MAX_PARALLEL)
+        executors = {"default": {"type": "threadpool", "max_workers": _MAX_WAITING}}
         self._timer = BackgroundScheduler(executors=executors, timezone=UTC)
 
     def run(self, stop: threading.Event) -> None:
-        """Run schedules until `stop` is set; then stop the commands that are running."""
+        """Run schedules until `stop` is set; then stop the commands that are running.
+
+        An error sets it, too.
+        """
         self._stop = stop
         self._folder.mkdir(parents=True, exist_ok=True)
         self._timer.start()
         try:
             while not stop.is_set():
                 self._reload()
-                (self._folder / HEARTBEAT).write_text(str(os.getpid()))
+                self._beat()
                 stop.wait(POLL_S)
         finally:
-            (self._folder / HEARTBEAT).unlink(missing_ok=True)
+            stop.set()  # otherwise, an error would leave it waiting for runs and their jitter
+            with suppress(OSError):
+                (self._folder / HEARTBEAT).unlink(missing_ok=True)
             self._timer.shutdown(wait=True)
+
+    def _beat(self) -> None:
+        """Say that the scheduler runs; go on if that fails, such as on a full disk."""
+        file = self._folder / HEARTBEAT
+        try:
+            file.write_text(str(os.getpid()))
+        except OSError as error:
+            if str(error) != self._heartbeat_problem:
+                logger.warning(
+                    "cannot write %s (%s); the schedules go on, but `reir schedule list` and the "
+                    "monitor take the scheduler for stopped",
+                    file,
+                    error,
+                )
+            self._heartbeat_problem = str(error)
+        else:
+            self._heartbeat_problem = ""
 
     def _reload(self) -> None:
         """Bring the timer up to date with the file; keep the old schedules if it is wrong."""
@@ -79,22 +106,25 @@ class Scheduler:
             self._problem = str(error)
             return
         self._problem = ""
-        for name in self._known.keys() - found.keys():
-            self._timer.remove_job(name)
+        # Before jobs are added: a run begins only if its schedule is known.
+        before, self._known = self._known, found
+        for name in before.keys() - found.keys():
+            self._jobs.pop(name).remove()
             logger.info("removed schedule %s", name)
         for name, schedule in found.items():
-            if self._known.get(name) != schedule:
+            if before.get(name) != schedule:
                 self._add(name, schedule)
-        self._known = found
 
     def _add(self, name: str, schedule: Schedule) -> None:
         is_late = schedule.missed == "run" and self._was_missed(name, schedule)
-        self._timer.add_job(
+        if name in self._jobs:
+            self._jobs[name].remove()
+        # Without an id, so that a run of the old schedule that waits does not count as an instance.
+        self._jobs[name] = self._timer.add_job(
             self._start,
             schedule.trigger(),
             args=(name, schedule),
-            id=name,
-            replace_existing=True,
+            name=name,
             # One run at a time. What becomes due meanwhile is one run, or none; see `_start`.
             max_instances=1,
             coalesce=True,
@@ -106,7 +136,8 @@ class Scheduler:
     def _was_missed(self, name: str, schedule: Schedule) -> bool:
         """Whether a run was due since the last one, while no scheduler ran."""
         runs = last_runs(self._folder, name, 1)
-        since_s = runs[0].started_s if runs else schedule.added_s
+        # The last run may be one of a schedule of the same name that was removed before.
+        since_s = max(schedule.added_s, runs[0].started_s if runs else 0.0)
         due = schedule.next_due(datetime.fromtimestamp(since_s, UTC))
         return due is not None and due.timestamp() < time.time()
 
@@ -114,14 +145,17 @@ class Scheduler:
         """Run a schedule; and once more if that took so long that another run became due."""
         # Not APScheduler's own jitter, which may start a run before it is due.
         while not self._stop.wait(random.uniform(0, schedule.jitter_s)):
-            try:
-                run = run_schedule(self._folder, name, schedule, self._stop)
-            except JobRunning as error:
-                logger.warning("%s", error)
-                return
+            with self._slots:
+                # It may have been removed or changed while this waited.
+                if self._stop.is_set() or self._known.get(name) != schedule:
+                    return
+                try:
+                    run = run_schedule(self._folder, name, schedule, self._stop)
+                except JobRunning as error:
+                    logger.warning("%s", error)
+                    return
             self._on_run(name, run)
-            is_current = self._known.get(name) == schedule
-            if schedule.missed == "skip" or not is_current or not self._was_missed(name, schedule):
+            if schedule.missed == "skip" or not self._was_missed(name, schedule):
                 return
 
 
