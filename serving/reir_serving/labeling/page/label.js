@@ -18,6 +18,7 @@ const CHOICES = {
 };
 const UNDO = "u";
 
+let run = ""; // names the run of the command, whose questions these are
 let open = []; // questions, the one that is shown first
 let past = []; // questions with a reply, the last one at the end
 const attempts = new Map(); // number of a question -> how often it was answered
@@ -41,7 +42,8 @@ function preload() {
 /** Take in the open questions of the server. The one that is shown stays, and so do those that the
  * user went back over, unless the server has withdrawn them; a question whose reply is on its way is
  * not asked again. */
-function update({ questions, open: number, withdrawn }) {
+function update({ run: name, questions, open: number, withdrawn }) {
+  run = name;
   const shown = open[0];
   const holds = (each) => !withdrawn.includes(each.number);
   past = past.filter(holds);
@@ -92,7 +94,7 @@ function answer(reply) {
   const attempt = attempts.get(question.number) ?? 0;
   attempts.set(question.number, attempt + 1);
   unsent += 1;
-  sending = sending.then(() => send({ question: question.number, reply, attempt }));
+  sending = sending.then(() => send({ run, question: question.number, reply, attempt }));
   show();
 }
 
