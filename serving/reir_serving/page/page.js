@@ -47,7 +47,7 @@ const viewer = new Viewer({
 
 /** Change the state, put it into the address, and search. */
 function update(changes, { typed = false } = {}) {
-  if (!hasStarted) return; // `start` takes what was typed until then
+  if (!hasStarted) return; // `start` takes what was typed until then, and the address
   const before = state.sentence;
   state = { ...state, ...changes };
   // Otherwise, what was typed just before is still searched for.
@@ -103,6 +103,7 @@ function showDrawing() {
 
 /** Send the request for the state, or for the next page of its hits; abort the one before. */
 async function run({ next = false } = {}) {
+  if (!hasStarted) return; // the notice of `start`, with its "Try again", has to stay
   running?.abort();
   const own = running = new AbortController();
   if (!next) showState();

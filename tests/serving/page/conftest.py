@@ -40,7 +40,7 @@ from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.serving import index_photos
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-GALLERY = "scenes"
+GALLERY, OTHER = "scenes", "twins"
 EXAMPLES = ("the blue one", "the red one on the left")
 SIZE, WIDE = (640, 480), (960, 320)
 HOSTILE = "<img src=x onerror=alert(1)>.png"
@@ -60,6 +60,10 @@ SCENES: dict[str, Scene] = {
     f"orange {n:02d}.png": (SIZE, [("orange", (40 + 20 * n, 100, 140 + 20 * n, 220))])
     for n in range(NUM_ORANGE)
 }
+
+
+IN_OTHER = ("red left.png", "red wide.png")
+"""Scenes that the other gallery has, too."""
 
 
 def png(name: str) -> bytes:
@@ -103,8 +107,9 @@ def page_server(folder: Path, search_log: Path | None) -> Iterator[str]:
         (folder / name).write_bytes(png(name))
     store = open_store("memory:")
     index_photos(store, GALLERY, [folder / name for name in SCENES])
+    index_photos(store, OTHER, [folder / name for name in IN_OTHER])
     config = ServeConfig(
-        store="memory:", galleries=(GALLERY,), examples=EXAMPLES, search_log=search_log
+        store="memory:", galleries=(GALLERY, OTHER), examples=EXAMPLES, search_log=search_log
     )
     extras = CheckpointExtras(calibration=CALIBRATION, verifier=PixelVerifier(color_reader))
     loaded = LoadedModel(FakeEncoder(), extras)
