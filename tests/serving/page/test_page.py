@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +20,7 @@ from .conftest import (
     drop,
     enter,
     hit_names,
+    png,
     search,
     shares,
 )
@@ -256,6 +258,30 @@ def test_the_next_page(page: Page) -> None:
     assert cards.nth(12).locator(".rank").inner_text() == "13"
     ids = [card.get_attribute("data-instance") for card in cards.all()]
     assert len(set(ids)) == len(ids)
+
+
+PASTE = """([place, data, text]) => {
+    const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+    const copied = new DataTransfer();
+    copied.items.add(new File([bytes], "copied.png", { type: "image/png" }));
+    if (text) copied.setData("text/plain", text);
+    document.querySelector(place).dispatchEvent(new ClipboardEvent("paste", {
+        bubbles: true, cancelable: true, clipboardData: copied }));
+}"""
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "is_photo"),
+    [
+        ("#sentence", "", True),
+        ("#sentence", "the red one", False),  # cells of a spreadsheet come with their picture
+        ("body", "the red one", True),
+    ],
+)
+def test_a_pasted_photo(page: Page, place: str, text: str, is_photo: bool) -> None:
+    page.evaluate(PASTE, [place, base64.b64encode(png("red left.png")).decode(), text])
+    expect(page.locator(".chip")).to_have_count(int(is_photo))
+    expect(page.locator("body")).to_have_attribute("data-view", "local" if is_photo else "start")
 
 
 def test_searching_in_a_dropped_photo(page: Page) -> None:

@@ -133,6 +133,31 @@ def test_a_key_is_asked_for_and_sent(tab: Tab) -> None:
     assert page.evaluate("localStorage.length") == 0
 
 
+def test_a_key_that_cannot_be_sent_is_not_kept(tab: Tab) -> None:
+    page = tab.page
+    page.route("**/v1/galleries", refusing(401))
+    page.goto("/")
+    page.get_by_label("API key").fill("let\u2013me\u2013in")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.get_by_role("alert")).to_contain_text("contains \u201c\u2013\u201d")
+    assert page.evaluate("sessionStorage.length") == 0
+    page.get_by_label("API key").fill("let-me-in")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.locator("#gallery")).to_have_value(GALLERY)
+
+
+@pytest.mark.parametrize("body", ["<h1>Log in to this network</h1>", '{"hits": ['])
+def test_an_answer_that_cannot_be_read(page: Page, body: str) -> None:
+    """A page of something in between, or a connection that ended too early."""
+    page.route("**/v1/search", lambda route: route.fulfill(status=200, body=body), times=1)
+    enter(page, "the blue one")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The answer of the server cannot be read")
+    expect(alert).to_contain_text("that you are connected")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".name").first).to_have_text("red left.png")
+
+
 def test_a_slow_answer_is_announced(page: Page) -> None:
     held: list[Route] = []
     page.route("**/v1/search", lambda route: held.append(route))
