@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +15,7 @@ from reir.models.nano.crop_network import CropNetworkName
 from reir.models.piza.config import Inserted, Method, PizaConfig
 from reir_training.clare.losses import ClareLossWeights
 from reir_training.data.augment import Augmentation
+from reir_training.figures import FIGURES, PART_FIGURES
 from reir_training.piza.history_training import HistoryTraining
 
 
@@ -267,8 +270,8 @@ class TrainConfig(DataConfig):
         zero_stage: ZeRO stage of DeepSpeed.
         keep_checkpoints: number of states to keep, those of the best epochs; the last state is
             always kept.
-        best_by: validation figure that determines the best epoch, where higher is better; one of
-            `figures`. Without held-out photos, the last epoch is the best.
+        best_by: validation figure that determines the best epoch, where higher is better; None for
+            the first one of the stage. Without held-out photos, the last epoch is the best.
         final: which epoch's weights become `checkpoint/`.
         max_failures: number of automatic restarts after workers fail; -1 for no limit.
     """
@@ -276,18 +279,18 @@ class TrainConfig(DataConfig):
     optimization: Schedule = Schedule()
     zero_stage: Literal[0, 1, 2, 3] = 1
     keep_checkpoints: int = Field(2, ge=1)
-    best_by: str = "br1_50"
+    best_by: str | None = None
     final: Literal["last", "best"] = "last"
     max_failures: int = Field(2, ge=-1)
-    figures: ClassVar[tuple[str, ...]] = (
-        *("br1_50", "br5_50", "br10_50", "br1_70", "rec_long", "rec_short"),
-    )
+    figures: ClassVar[tuple[str, ...]] = FIGURES
+    part_figures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @field_validator("best_by")
     @classmethod
-    def _is_validation_figure(cls, best_by: str) -> str:
-        if best_by not in cls.figures:
-            raise ValueError(f"must be one of {', '.join(cls.figures)}, got {best_by!r}")
+    def _is_validation_figure(cls, best_by: str | None) -> str | None:
+        known = dict.fromkeys(chain(cls.figures, *cls.part_figures.values()))
+        if best_by is not None and best_by not in known:
+            raise ValueError(f"must be one of {', '.join(known)}, got {best_by!r}")
         return best_by
 
 
@@ -411,6 +414,7 @@ class NanoTrainConfig(TrainConfig):
     candidates: CandidateSettings = CandidateSettings()
     crops: CropSettings = CropSettings()
     optimization: NanoSchedule = NanoSchedule()
+    part_figures: ClassVar[Mapping[str, tuple[str, ...]]] = PART_FIGURES
 
 
 class ClareTrainConfig(TrainConfig):
@@ -489,5 +493,4 @@ class PizaTrainConfig(TrainConfig):
     history: HistoryTraining = HistoryTraining()
     augmentation: Augmentation = Augmentation(mirror_probability=0.0)
     optimization: PizaSchedule = PizaSchedule()
-    best_by: str = "macc"
     figures: ClassVar[tuple[str, ...]] = ("macc", "acc50", "acc75")

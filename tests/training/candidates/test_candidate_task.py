@@ -25,6 +25,7 @@ from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.candidates.task import CandidateTask, usual_candidate
 from reir_training.config import NanoModelSettings, NanoTrainConfig
 from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
+from reir_training.figures import PART_FIGURES
 from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import freeze
 from reir_training.run.schedule import Epoch
@@ -155,6 +156,7 @@ def test_it_learns_kinds_and_sides_and_the_checkpoint_has_it(folder: Path, tmp_p
             optimizer.step()
             optimizer.zero_grad()
     found = task.validate()
+    assert (*found,) == PART_FIGURES["candidates"]
     assert found["long_p50"] > 90
     assert found["short_p50"] > 85
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ from PIL import Image
 
 from reir.checkpoint import load_color_reader, load_model, save_checkpoint
 from reir.datasets.generated_expressions import COLOR_WORDS
-from reir.errors import CheckpointError
+from reir.errors import CheckpointError, ConfigError
 from reir.images.decode import read_image
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 from reir_training.colors.data import build_color_cache, with_color_words
 from reir_training.colors.task import ColorTask
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
+from reir_training.figures import PART_FIGURES
 from reir_training.run.schedule import Epoch
 
 EPOCH = Epoch(0, "colors", 0, 1)
@@ -131,7 +133,9 @@ def test_it_learns_the_colors_and_the_checkpoint_reads_them(folder: Path, tmp_pa
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert task.validate()["color_accuracy"] > 85
+    figures = task.validate()
+    assert (*figures,) == PART_FIGURES["colors"]
+    assert figures["color_accuracy"] > 85
 
     settings = {"optimization": {"photos_per_batch": 9}}
     about = {**task.about(), "steps": 75, "hours": 0.1, "metrics": {}, "settings": settings}
@@ -173,3 +177,11 @@ def test_a_color_head_belongs_to_one_text_tower(folder: Path, tmp_path: Path) ->
     save_checkpoint(tmp_path / "new", model, tokenizer, {})
     with pytest.raises(CheckpointError, match="reir train --stage colors"):
         load_color_reader(tmp_path / "new")
+
+
+def test_training_photos_without_color_words_are_refused(folder: Path) -> None:
+    photos = photos_of(folder)
+    plain = [each if each.split == VAL else replace(each, expressions=()) for each in photos]
+    for unusable in (plain, []):
+        with pytest.raises(ConfigError, match="no sentence about a training photo names a color"):
+            with_color_words(unusable)

@@ -18,6 +18,7 @@ from reir.models.nano.segmenter import NanoSegmenter
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import MaskSettings, NanoTrainConfig
 from reir_training.data.examples import TrainPhoto
+from reir_training.figures import PART_FIGURES
 from reir_training.masks.data import MaskBatch, MaskBatchMaker, mask_examples
 from reir_training.masks.task import MaskTask, edge_loss, mask_ious
 from reir_training.run.schedule import Epoch
@@ -161,7 +162,9 @@ def test_workers_share_the_photos_of_a_step(folder: Path) -> None:
 
 def test_it_learns_the_ellipses(folder: Path) -> None:
     task = task_of(folder)
-    before = task.validate()["mask_iou"]
+    figures = task.validate()
+    assert (*figures,) == PART_FIGURES["masks"]
+    before = figures["mask_iou"]
     optimizer = torch.optim.AdamW(task.groups(), lr=3e-3)
     for number in range(40):
         (batch,) = task.batches(Epoch(number, "masks", 0, 40), 0)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from reir.checkpoint import load_encoder, load_reranker, weights_digest
+from reir.checkpoint import (
+    COLOR_HEAD,
+    MASK_HEAD,
+    QUERY_ZOOM,
+    load_encoder,
+    load_reranker,
+    weights_digest,
+)
 from reir.errors import ConfigError
 from reir.text import swap_left_right
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainExpression, TrainPhoto
+from reir_training.figures import PART_FIGURES
 from reir_training.nano.cache import FrozenCache
 from reir_training.rerank.task import MIRROR, NONE, OWN, RerankBatch, RerankTask
 from reir_training.run.schedule import Epoch, check_stage, plan
@@ -53,7 +64,15 @@ def photos_of(folder: Path) -> list[TrainPhoto]:
     ]
 
 
-def task_of(folder: Path, rank: int = 0, world_size: int = 1, **settings: float) -> RerankTask:
+def task_of(
+    folder: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    photos: Sequence[TrainPhoto] | None = None,
+    init: Path | None = None,
+    **settings: float,
+) -> RerankTask:
     config = NanoTrainConfig.model_validate(
         {
             "data": [{"format": "photos", "path": str(folder)}],
@@ -64,9 +83,9 @@ def task_of(folder: Path, rank: int = 0, world_size: int = 1, **settings: float)
     )
     return RerankTask(
         config,
-        photos_of(folder),
+        photos_of(folder) if photos is None else photos,
         cache=folder / "cache",
-        init=folder / "checkpoint",
+        init=init or folder / "checkpoint",
         rank=rank,
         world_size=world_size,
     )
@@ -121,7 +140,10 @@ def test_held_out_photos_are_not_trained_on(task: RerankTask) -> None:
     assert 0 < task.held_out.sum() < NUM_PHOTOS / 2
     shown = {task.data.expressions[row].photo for row in task._rows}
     assert shown.isdisjoint(np.flatnonzero(task.held_out).tolist())
-    assert {"br1_50", "rec_long", "dual_br1_50"} <= task.validate().keys()
+    # Not even as hard negatives, or they would be no measure of the best epoch.
+    for variant in task.data.variants:
+        assert set(np.flatnonzero(task.held_out)).isdisjoint(variant.rivals[task._rows].flat)
+    assert {*PART_FIGURES["rerank"], "dual_br1_50"} <= task.validate().keys()
 
 
 def test_an_untrained_reranker_does_not_change_the_figures(folder: Path) -> None:
@@ -170,6 +192,36 @@ def test_checkpoint_is_a_copy_of_the_dual_stream_with_a_reranker(
     task._init = tmp_path
     task.save(tmp_path / "again", about)
     assert (tmp_path / "again" / "README.md").read_text() == card  # one section, not two
+
+
+def test_other_parts_of_the_checkpoint_are_kept(folder: Path, tmp_path: Path) -> None:
+    init = shutil.copytree(folder / "checkpoint", tmp_path / "init")
+    for part in (MASK_HEAD, COLOR_HEAD, QUERY_ZOOM):
+        part.save(init, torch.nn.Linear(1, 1), {}, "0" * 64, {})
+    (init / "presence.json").write_text("{}")
+    task = task_of(folder, init=init)
+    settings = {"optimization": {"photos_per_batch": 8}}
+    task.save(tmp_path / "new", {**task.about(), "steps": 3, "metrics": {}, "settings": settings})
+    names = [path.name for path in init.iterdir() if path.name != "README.md"]
+    assert filecmp.cmpfiles(init, tmp_path / "new", names, shallow=False) == (names, [], [])
+
+
+def test_the_same_texts_about_other_photos_get_their_own_hard_negatives(folder: Path) -> None:
+    photos = photos_of(folder)
+    edited = [photos[0], replace(photos[1], expressions=photos[1].expressions[1:]), *photos[2:]]
+    before, after = (
+        task_of(folder, photos=each, generated_per_photo=0).data for each in (photos, edited)
+    )
+    assert len(after.texts.vectors) == len(before.texts.vectors)
+    gone = len(photos[0].expressions)
+    for old, new in zip(before.variants, after.variants, strict=True):
+        np.testing.assert_array_equal(new.rivals, np.delete(old.rivals, gone, axis=0))
+
+
+def test_photos_without_expressions_are_refused(folder: Path) -> None:
+    bare = [replace(each, expressions=()) for each in photos_of(folder)]
+    with pytest.raises(ConfigError, match="no expression of a training photo describes"):
+        task_of(folder, photos=bare, generated_per_photo=0)
 
 
 def test_stage_all_does_not_include_rerank() -> None:

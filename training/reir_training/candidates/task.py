@@ -113,6 +113,8 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
         rank, world_size: rank of this worker, and number of workers.
     """
 
+    rows_are = "expressions that describe a candidate"
+
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
         config: NanoTrainConfig,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reir.checkpoint import load_model, weights_digest
 from reir.datasets.generated_expressions import COLOR_WORDS, COLORS, names_color
+from reir.errors import ConfigError
 from reir.images.decode import read_image
 from reir.models.nano.color_head import CELL_SIDE, GRID, CellBatch
 from reir.models.nano.color_reader import SURROUNDINGS, ColorParts
@@ -94,8 +95,18 @@ class ColorExamples:
 
 
 def with_color_words(photos: Sequence[TrainPhoto]) -> list[TrainPhoto]:
-    """Return the photos about which some sentence names a color."""
-    return [each for each in photos if any(names_color(text) for _, text in _sentences(each))]
+    """Return the photos about which some sentence names a color.
+
+    Raises:
+        ConfigError: there is no training photo among them.
+    """
+    named = [each for each in photos if any(names_color(text) for _, text in _sentences(each))]
+    if all(each.split == VAL for each in named):
+        raise ConfigError(
+            "no sentence about a training photo names a color: add photos with expressions or "
+            "captions that do"
+        )
+    return named
 
 
 def _sentences(photo: TrainPhoto) -> Iterator[tuple[FloatArray, str]]:

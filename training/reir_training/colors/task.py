@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from reir_training.colors.data import (
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainPhoto, count_annotations, split_held_out
 from reir_training.report.model_card import write_colors_card
-from reir_training.run.row_task import RowTask
+from reir_training.run.row_task import RowTask, copy_checkpoint
 from reir_training.run.schedule import Stage
 
 LABEL_SMOOTHING = 0.02
@@ -54,6 +53,8 @@ class ColorTask(RowTask[ColorBatch]):
         init: checkpoint directory of the model.
         rank, world_size: rank of this worker, and number of workers.
     """
+
+    rows_are = "color words of training photos"
 
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
@@ -95,8 +96,7 @@ class ColorTask(RowTask[ColorBatch]):
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a copy of the checkpoint directory with this head added."""
-        # The model is frozen, so its files, and with them its digest, stay the same.
-        shutil.copytree(self._init, folder, dirs_exist_ok=True)
+        copy_checkpoint(self._init, folder)
         save_color_head(folder, self.model, about)
         write_colors_card(folder, self._init, about)
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from reir_training.data.examples import VAL, TrainPhoto, count_annotations, spli
 from reir_training.masks.data import MaskBatch, MaskBatchMaker, mask_examples
 from reir_training.nano.cache import FrozenCache
 from reir_training.report.model_card import write_masks_card
-from reir_training.run.row_task import RowTask
+from reir_training.run.row_task import RowTask, copy_checkpoint
 from reir_training.run.schedule import Stage
 
 EDGE_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 0.25, 2.0, 1.0
@@ -95,6 +94,8 @@ class MaskTask(RowTask[MaskBatch]):
         rank, world_size: rank of this worker, and number of workers.
     """
 
+    rows_are = "training photos with a mask or a found instance"
+
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
         config: NanoTrainConfig,
@@ -136,8 +137,7 @@ class MaskTask(RowTask[MaskBatch]):
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a copy of the checkpoint directory with this mask head added."""
-        # The model is frozen, so its files, and with them its digest, stay the same.
-        shutil.copytree(self._init, folder, dirs_exist_ok=True)
+        copy_checkpoint(self._init, folder)
         save_mask_head(folder, self.model, self.network, about)
         write_masks_card(folder, self._init, about)
 

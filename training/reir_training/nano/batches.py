@@ -18,7 +18,6 @@ from reir.datasets.generated_expressions import (
     generate_expressions,
 )
 from reir.datasets.wrong_words import wrong_sentences
-from reir.errors import ConfigError
 from reir.images.boxes import pairwise_iou
 from reir.models.nano.model import CandidateBatch
 from reir.text import swap_left_right
@@ -26,6 +25,7 @@ from reir_training.config import NanoSchedule
 from reir_training.data.examples import TrainPhoto
 from reir_training.data.hard_negatives import beside_look_alikes
 from reir_training.nano.cache import FrozenCache
+from reir_training.run.schedule import check_fills_batch
 
 NO_PHOTO = -1
 MATCH_IOU = 0.5
@@ -148,11 +148,7 @@ class BatchMaker:
             match_photo(p, cache, row, settings.short_weight) for row, p in enumerate(photos)
         ]
         self.train_rows = [i for i, p in enumerate(photos) if p.split == "train"]
-        if len(self.train_rows) < settings.photos_per_batch:
-            raise ConfigError(
-                f"photos_per_batch={settings.photos_per_batch} is more than the "
-                f"{len(self.train_rows)} training photos: lower it, or add photos"
-            )
+        check_fills_batch(settings, len(self.train_rows), "training photos")
         row_of = {str(photos[row].path): row for row in self.train_rows}
         self._look_alikes = {
             row: sorted(row_of[path] for path in photos[row].look_alikes if path in row_of)

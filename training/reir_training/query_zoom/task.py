@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from reir_training.data.examples import TrainPhoto, count_annotations, split_hel
 from reir_training.query_zoom.data import Example, ZoomBatch, ZoomExamples
 from reir_training.query_zoom.looks import ZoomMosaics, build_look_cache
 from reir_training.report.model_card import write_query_zoom_card
-from reir_training.run.row_task import RowTask
-from reir_training.run.schedule import Stage
+from reir_training.run.row_task import RowTask, copy_checkpoint
+from reir_training.run.schedule import Stage, check_fills_batch
 
 
 class ZoomObjective(nn.Module):
@@ -53,14 +52,14 @@ def mosaics_of(
 
     Raises:
         ConfigError: there are too few training photos for a mosaic, or too few held-out photos,
-            unless there are none.
+            unless there are none; or the mosaics have too few targets for a batch.
     """
     train, held_out = split_held_out(photos)
     settings, seed = config.query_zoom, config.optimization.seed
-    return (
-        ZoomMosaics(train, settings.num_mosaics, seed),
-        ZoomMosaics(held_out, settings.num_held_out, seed) if held_out else None,
-    )
+    mosaics = ZoomMosaics(train, settings.num_mosaics, seed)
+    # Before looks are encoded, which takes long.
+    check_fills_batch(config.optimization, len(mosaics.targets), ZoomTask.rows_are)
+    return mosaics, ZoomMosaics(held_out, settings.num_held_out, seed) if held_out else None
 
 
 def build_zoom_cache(
@@ -96,6 +95,8 @@ class ZoomTask(RowTask[ZoomBatch]):
         init: checkpoint directory of the encoder.
         rank, world_size: rank of this worker, and number of workers.
     """
+
+    rows_are = "long expressions in mosaics"
 
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
@@ -164,8 +165,7 @@ class ZoomTask(RowTask[ZoomBatch]):
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a copy of the checkpoint directory with this policy added."""
-        # The model is frozen, so its files, and with them its digest, stay the same.
-        shutil.copytree(self._init, folder, dirs_exist_ok=True)
+        copy_checkpoint(self._init, folder)
         save_zoom_policy(folder, self.model, self.digest, about)
         write_query_zoom_card(folder, self._init, about)
 

@@ -4,7 +4,8 @@ Photos and expressions exist in two variants: as they are, and mirrored, with "l
 swapped in the expressions. In each variant, every expression gets hard negatives, which are the
 other photos that the dual stream scores highest for it. The dual stream does not change, so all of
 this is computed only once. It is stored beside the cache of the frozen part, in a folder whose name
-depends on the digest of the dual stream and on the texts.
+depends on the digest of the dual stream and on the texts. The name of a file depends on what else
+determines it.
 """
 
 # Shapes: B photos, K candidates per photo, M expressions, D dimension, T tokens of all texts
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reir.checkpoint import load_model, weights_digest
+from reir.errors import ConfigError
 from reir.images.boxes import elementwise_iou
 from reir.models.interfaces import EncodedExpression, TokenEncoder
 from reir.models.nano.encoder import ClareNanoEncoder
@@ -186,17 +188,22 @@ class RerankData:
         variants: two variants: photos and expressions as they are, then mirrored.
         projection: weight and bias of the dual stream's last text layer, from which the re-ranker
             starts.
+        held_out: see below.
 
     Args:
         root: folder in which such data is stored by name.
         checkpoint: checkpoint of the dual stream.
         photos: photos of the run.
         cache: output of the frozen part for these photos.
+        held_out: (B,) bool, training photos that are held out to choose the best epoch.
         generated_per_photo: number of generated expressions per photo.
         vector_dropout: dropout of the visual stream when it encodes the photos. The stream was
             trained on these photos, so without dropout it would be more certain about them than
             about new photos.
         seed: random seed.
+
+    Raises:
+        ConfigError: no expression of a training photo describes a candidate.
     """
 
     def __init__(  # noqa: PLR0913 - most are keyword-only
@@ -206,6 +213,7 @@ class RerankData:
         photos: Sequence[TrainPhoto],
         cache: FrozenCache,
         *,
+        held_out: npt.NDArray[np.bool_],
         generated_per_photo: int,
         vector_dropout: float,
         seed: int,
@@ -223,7 +231,13 @@ class RerankData:
         )
         # Copy the model, because the encoder converts it, and its visual stream is used below.
         encoder = ClareNanoEncoder(copy.deepcopy(model), tokenizer, self.digest)
+        self.held_out = held_out
         self.expressions = rerank_expressions(photos, cache, generated_per_photo, seed)
+        if not self.expressions:
+            raise ConfigError(
+                "no expression of a training photo describes a candidate: add photos with "
+                "expressions about objects that the detector finds"
+            )
         texts = [a.text for a in self.expressions]
         both = (texts, [swap_left_right(text) for text in texts])
         table = {text: row for row, text in enumerate(dict.fromkeys([*both[0], *both[1]]))}
@@ -238,30 +252,33 @@ class RerankData:
             encode = partial(encode_photos, model, cache, bool(mirrored), vector_dropout, seed)
             found = _load_or_compute(folder / f"photos_{name}.npz", encode)
             rows = np.array([table[text] for text in variant_texts])
-            self.variants.append(
-                self._variant(
-                    found, photos, rows, folder / f"rivals_{name}.npz", mirrored=bool(mirrored)
-                )
-            )
+            stem = folder / f"rivals_{name}"
+            self.variants.append(self._variant(found, photos, rows, stem, mirrored=bool(mirrored)))
 
     def _variant(
         self,
         found: NamedArrays,
         photos: Sequence[TrainPhoto],
         texts: Ints,
-        rivals: Path,
+        stem: Path,
         *,
         mirrored: bool,
     ) -> EncodedVariant:
-        """Combine encoded photos and expressions; the hard negatives are stored in a file."""
+        """Combine encoded photos and expressions; the hard negatives are stored in a file.
+
+        Its name begins with `stem`.
+        """
         owners = np.array([each.photo for each in self.expressions])
         targets = np.array([photos[each.photo].boxes[each.box] for each in self.expressions])
         if mirrored:
             x1, y1, x2, y2 = targets.T
             targets = np.stack([1 - x2, y1, 1 - x1, y2], axis=-1)
-        trained = np.array([photo.split != VAL for photo in photos])
-
         # Held-out photos must not appear in training, not even as negatives.
+        trained = np.array([photo.split != VAL for photo in photos]) & ~self.held_out
+        # A row of the file is an expression, and the same texts may be about other photos.
+        digest = hashlib.sha256(b"".join(each.tobytes() for each in (texts, owners, trained)))
+        rivals = stem.with_name(f"{stem.name}_{digest.hexdigest()[:16]}.npz")
+
         def compute_rivals() -> NamedArrays:
             valid, vectors = found["valid"] & trained[:, None], self.texts.vectors[texts]
             return {"rivals": find_rivals(found["vectors"], valid, vectors, owners)}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from reir.checkpoint import CONFIG, TOKENIZER, WEIGHTS, save_reranker
+from reir.checkpoint import save_reranker
 from reir.evaluate.rerank_metrics import dual_scores, hits_at, hits_in_photo, reranked_scores
 from reir.losses import ranking_loss, soft_target
 from reir.models.reranker import (
@@ -26,15 +25,13 @@ from reir.models.reranker import (
     RerankInputs,
     pad_inputs,
 )
-from reir.query.presence import BACKGROUND_FILE
-from reir.query.presence import FILE as CALIBRATION
 from reir_training.config import NanoTrainConfig, RerankSettings
 from reir_training.data.examples import VAL, TrainPhoto, count_annotations, split_held_out
 from reir_training.nano.batches import MATCH_IOU
 from reir_training.nano.cache import FrozenCache
 from reir_training.report.model_card import write_rerank_card
 from reir_training.rerank.data import RerankData
-from reir_training.run.row_task import RowTask
+from reir_training.run.row_task import RowTask, copy_checkpoint
 from reir_training.run.schedule import Stage
 
 OWN, MIRROR = 0, 1
@@ -138,12 +135,20 @@ class RerankBatchMaker:
 def load_rerank_data(
     config: NanoTrainConfig, photos: Sequence[TrainPhoto], *, cache: Path, init: Path
 ) -> RerankData:
-    """Load the training data of a run, and compute what is not stored beside the cache yet."""
+    """Load the training data of a run, and compute what is not stored beside the cache yet.
+
+    Raises:
+        ConfigError: no expression of a training photo describes a candidate.
+    """
+    # Drawn from the seed, so that all workers and a resumed run hold out the same photos.
+    draw = np.random.default_rng(config.optimization.seed).random(len(photos))
+    trained = np.array([photo.split != VAL for photo in photos])
     return RerankData(
         cache,
         init,
         photos,
         FrozenCache(cache),
+        held_out=trained & (draw < config.rerank.held_out),
         generated_per_photo=config.rerank.generated_per_photo,
         vector_dropout=config.rerank.vector_dropout,
         seed=config.optimization.seed,
@@ -161,6 +166,8 @@ class RerankTask(RowTask[RerankBatch]):
         rank, world_size: rank of this worker, and number of workers.
     """
 
+    rows_are = "expressions that describe a candidate"
+
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
         config: NanoTrainConfig,
@@ -172,9 +179,9 @@ class RerankTask(RowTask[RerankBatch]):
         world_size: int,
     ) -> None:
         self._photos, self._init = photos, init
-        settings, seed = config.rerank, config.optimization.seed
+        settings = config.rerank
         self.data = load_rerank_data(config, photos, cache=cache, init=init)
-        torch.manual_seed(seed)
+        torch.manual_seed(config.optimization.seed)
         shape = settings.model_dump(include=set(RerankerConfig.__dataclass_fields__))
         self.model = Reranker(
             RerankerConfig(
@@ -184,10 +191,7 @@ class RerankTask(RowTask[RerankBatch]):
             )
         )
         self.model.start_from(*self.data.projection)
-        # Drawn from the seed, so that all workers and a resumed run hold out the same photos.
-        draw = np.random.default_rng(seed).random(len(photos))
-        trained = np.array([photo.split != VAL for photo in photos])
-        self.held_out = trained & (draw < settings.held_out)
+        self.held_out = self.data.held_out
         owners = np.array([each.photo for each in self.data.expressions])
         super().__init__(
             config,
@@ -204,14 +208,7 @@ class RerankTask(RowTask[RerankBatch]):
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a copy of the dual stream's checkpoint directory with this re-ranker added."""
-        folder.mkdir(parents=True, exist_ok=True)
-        # The dual stream is frozen, so its files, and with them its digest, stay the same.
-        for name in (CONFIG, WEIGHTS, TOKENIZER):
-            shutil.copyfile(self._init / name, folder / name)
-        # Presence is computed from the scores of the dual stream, so its calibration stays right.
-        for name in (CALIBRATION, BACKGROUND_FILE):
-            if (self._init / name).exists():
-                shutil.copyfile(self._init / name, folder / name)
+        copy_checkpoint(self._init, folder)
         save_reranker(folder, self.model, self.data.digest, about)
         write_rerank_card(folder, self._init, about)
 

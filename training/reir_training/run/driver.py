@@ -28,7 +28,14 @@ from reir_training.config import (
     TrainConfig,
 )
 from reir_training.run.num_workers import NumWorkers, check_shares
-from reir_training.run.schedule import CANDIDATES, COLORS, QUERY_ZOOM, RERANK, check_stage
+from reir_training.run.schedule import (
+    CANDIDATES,
+    COLORS,
+    QUERY_ZOOM,
+    RERANK,
+    best_figure,
+    check_stage,
+)
 from reir_training.run.storage import METRICS, open_checked_storage
 from reir_training.weak.config import WeakTrainConfig
 
@@ -67,7 +74,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
 
     Raises:
         ConfigError: the photos of a step cannot be divided among the workers, the stage does not
-            fit the preset, or the storage cannot be used.
+            fit the preset, `best_by` is a figure of another stage, or the storage cannot be used.
     """
     # Imported here, because a dry run uses this module but needs no Ray.
     from reir_training.run.jobs import train
@@ -76,6 +83,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
     config = with_absolute_paths(config)
     check_shares(config.optimization, num_workers)
     check_stage(preset, stage, init)
+    best_figure(config, stage)  # refuses the figure of another stage
     remote = open_checked_storage(storage) if storage else None
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config))

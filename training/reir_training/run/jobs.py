@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from reir.errors import ReirError
 from reir_training.config import TrainConfig
 from reir_training.run.num_workers import NumWorkers, shares_evenly
+from reir_training.run.schedule import best_figure
 from reir_training.run.storage import CHECKPOINT, Storage, open_storage
 
 READER_CPUS = 1
@@ -80,7 +81,7 @@ def train(  # noqa: PLR0913 - most are keyword-only
             scaling_config=ScalingConfig(
                 num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}
             ),
-            run_config=_run_config(config, output, storage),
+            run_config=_run_config(config, stage, output, storage),
         )
         trainer.can_share = lambda workers: shares_evenly(config.optimization, workers)
         with _reraised_user_errors():
@@ -92,7 +93,7 @@ def train(  # noqa: PLR0913 - most are keyword-only
     return output / CHECKPOINT
 
 
-def _run_config(config: TrainConfig, output: Path, storage: str | None) -> RunConfig:
+def _run_config(config: TrainConfig, stage: str, output: Path, storage: str | None) -> RunConfig:
     """Return where Ray Train stores the states, which ones it keeps, and how often it restarts."""
     # Ray Train gets the file system itself, so that it accepts the same URIs as our other storage.
     states = open_storage(storage) if storage else Storage(LocalFileSystem(), str(output.resolve()))
@@ -102,7 +103,8 @@ def _run_config(config: TrainConfig, output: Path, storage: str | None) -> RunCo
         storage_path=f"{states.path}/ray",
         storage_filesystem=states.filesystem,
         checkpoint_config=CheckpointConfig(
-            num_to_keep=config.keep_checkpoints, checkpoint_score_attribute=config.best_by
+            num_to_keep=config.keep_checkpoints,
+            checkpoint_score_attribute=best_figure(config, stage),
         ),
         failure_config=FailureConfig(max_failures=config.max_failures),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ from torch import nn
 
 from reir_training.config import NanoTrainConfig
 from reir_training.nano.initialization import parameter_groups
-from reir_training.run.schedule import Epoch, Stage
+from reir_training.run.schedule import Epoch, Stage, check_fills_batch
 
 Batch = TypeVar("Batch")
 MadeBatch = TypeVar("MadeBatch", covariant=True)
@@ -25,8 +27,19 @@ class BatchMaking(Protocol[MadeBatch]):
         ...
 
 
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """Copy the checkpoint directory of a model that is frozen, to add a part to it.
+
+    All of its files, and with them its digest and its other parts, stay the same.
+    """
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
 class RowTask(Generic[Batch]):
     """A task of one stage, whose epochs use every row of the training data once.
+
+    Attributes:
+        rows_are: what a row is, in messages; each task has its own.
 
     Args:
         config: settings of the run.
@@ -34,7 +47,12 @@ class RowTask(Generic[Batch]):
         maker: builds a batch from rows.
         rows: rows to train on.
         rank, world_size: rank of this worker, and number of workers.
+
+    Raises:
+        ConfigError: there are fewer rows than photos per batch.
     """
+
+    rows_are: ClassVar[str]
 
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
@@ -47,6 +65,7 @@ class RowTask(Generic[Batch]):
         world_size: int,
     ) -> None:
         self._settings = config.optimization
+        check_fills_batch(self._settings, len(rows), self.rows_are)
         self.objective, self._maker, self._rows = objective, maker, rows
         self._rank, self._world_size = rank, world_size
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from reir.errors import ConfigError
-from reir_training.config import Schedule
+from reir_training.config import Schedule, TrainConfig
 
 Stage = Literal[
     "grounding", "clia", "rerank", "masks", "query-zoom", "colors", "candidates", "crops"
@@ -50,6 +50,39 @@ def check_stage(preset: str, stage: str, init: Path | None) -> None:
     if stage in ADDED_PARTS and init is None:
         raise ConfigError(
             f"--stage {stage} requires --init: the checkpoint that gets the {ADDED_PARTS[stage]}"
+        )
+
+
+def best_figure(config: TrainConfig, stage: str) -> str:
+    """Return the validation figure that determines the best epoch of a stage.
+
+    Raises:
+        ConfigError: `best_by` is a figure of another stage.
+    """
+    known = config.part_figures.get(stage, config.figures)
+    if config.best_by is not None and config.best_by not in known:
+        raise ConfigError(
+            f"best_by={config.best_by} is not a figure of --stage {stage}: "
+            f"use one of {', '.join(known)}, or remove best_by"
+        )
+    return config.best_by or known[0]
+
+
+def check_fills_batch(settings: Schedule, num: int, what: str) -> None:
+    """Check that there is enough to train on for one step.
+
+    Args:
+        settings: of the run.
+        num: how many there are.
+        what: name of what a step is made of, in the message.
+
+    Raises:
+        ConfigError: there are fewer than `photos_per_batch`.
+    """
+    if num < settings.photos_per_batch:
+        raise ConfigError(
+            f"photos_per_batch={settings.photos_per_batch} is more than the {num} {what}: "
+            f"{'lower it, or ' if num else ''}add photos"
         )
 
 

@@ -23,7 +23,7 @@ from reir_training.run.engine import BestEpoch, RunState, save_state, start_engi
 from reir_training.run.loop import ExponentialMovingAverage, Position, TrainLoop
 from reir_training.run.prometheus import Prometheus
 from reir_training.run.readers import reader_limits, stream_steps
-from reir_training.run.schedule import Epoch, plan
+from reir_training.run.schedule import Epoch, best_figure, plan
 from reir_training.run.storage import CHECKPOINT, METRICS, TENSORBOARD, open_storage
 from reir_training.run.tasks import AnyTask, make_task
 from reir_training.run.tensorboard import TensorBoard
@@ -82,7 +82,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
     def keep(position: Position) -> None:
         state.done = position
         with tempfile.TemporaryDirectory() as folder:
-            _report_state(Path(folder), engine, averaged, state, {config.best_by: NO_FIGURE})
+            _report_state(Path(folder), engine, averaged, state, {output.best_by: NO_FIGURE})
         output.upload_records()
 
     loop = TrainLoop(
@@ -103,7 +103,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
             with loop.final_weights():
                 figures = output.finish_epoch(epoch, losses, Path(folder))
             # Ray Train ranks the states by this figure, so every report needs it.
-            figures = {config.best_by: NO_FIGURE, **figures}
+            figures = {output.best_by: NO_FIGURE, **figures}
             _report_state(Path(folder), engine, averaged, state, figures)
         output.upload_records()
     output.close()
@@ -141,6 +141,9 @@ class _RunOutput:
     Args:
         job, config, task, epochs, state: those of the run; `state.best` is updated here.
         active: whether this is the first worker; other workers write nothing.
+
+    Attributes:
+        best_by: the figure that determines the best epoch.
     """
 
     def __init__(  # noqa: PLR0913 - most are keyword-only
@@ -154,6 +157,7 @@ class _RunOutput:
         active: bool,
     ) -> None:
         self._job, self._config, self._task = job, config, task
+        self.best_by = best_figure(config, job["stage"])
         self._epochs, self._state, self._active = epochs, state, active
         self._folder = Path(job["output"])
         self._storage = open_storage(job["storage"]) if job["storage"] and active else None
@@ -182,7 +186,7 @@ class _RunOutput:
         if not self._active:
             return {}
         number, figures = epoch.number + 1, self._task.validate()
-        value, best = figures.get(self._config.best_by), self._state.best
+        value, best = figures.get(self.best_by), self._state.best
         # Of equal epochs, the earliest is the best, since more training has brought nothing.
         if value is not None and (best is None or value > best.value):
             self._state.best = best = BestEpoch(number, value)

@@ -70,5 +70,4 @@ class WeakTrainConfig(TrainConfig):
     sentences_per_item: int = Field(1, ge=1)
     loss: WeakLossWeights = WeakLossWeights()
     optimization: WeakSchedule = WeakSchedule()
-    best_by: str = "p50"
     figures: ClassVar[tuple[str, ...]] = ("p50", "p50_long", "p50_short")

@@ -1,0 +1,54 @@
+"""`RowTask`: which data it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from reir.errors import ConfigError
+from reir_training.config import NanoTrainConfig
+from reir_training.run.row_task import RowTask
+from reir_training.run.schedule import Epoch
+
+EPOCH = Epoch(0, "colors", 0, 1)
+
+
+class Rows:
+    """Its batches are their rows."""
+
+    def batch(self, rows: Sequence[int], rng: np.random.Generator) -> list[int]:  # noqa: ARG002
+        return list(rows)
+
+
+class Words(RowTask[list[int]]):
+    rows_are = "words"
+
+
+def task(num_rows: int) -> Words:
+    config = NanoTrainConfig.model_validate(
+        {
+            "data": [{"format": "photos", "path": "photos"}],
+            "weights": "weights",
+            "optimization": {"photos_per_batch": 4},
+        }
+    )
+    arguments: dict[str, Any] = {"maker": Rows(), "rank": 0, "world_size": 1}
+    return Words(config, nn.Linear(1, 1), rows=np.arange(num_rows), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "remedy"), [(0, "add photos"), (3, "lower it, or add photos")]
+)
+def test_fewer_rows_than_a_batch_are_refused(num_rows: int, remedy: str) -> None:
+    wanted = f"^photos_per_batch=4 is more than the {num_rows} words: {remedy}$"
+    with pytest.raises(ConfigError, match=wanted):
+        task(num_rows)
+
+
+def test_a_single_batch_is_enough() -> None:
+    (batch,) = task(4).batches(EPOCH, 0)
+    assert sorted(batch) == [0, 1, 2, 3]
