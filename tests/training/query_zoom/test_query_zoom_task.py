@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from reir.models.query_zoom.zoomer import zoomer_of
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainExpression, TrainPhoto
+from reir_training.figures import PART_FIGURES
 from reir_training.query_zoom.data import CONTAINED, contains
 from reir_training.query_zoom.looks import ZoomMosaics, build_look_cache, read_looks
 from reir_training.query_zoom.task import ZoomTask, build_zoom_cache, mosaics_of
@@ -201,7 +203,7 @@ def test_the_policy_learns_and_its_checkpoint_loads_with_the_model_only(
         losses.append(loss.item())
     assert terms.keys() == {"found", "contains"}
     assert losses[-1] < 0.6 * losses[0]
-    assert task.validate().keys() == {"score_p50", "policy_p50"}
+    assert task.validate().keys() == {"score_p50", *PART_FIGURES["query-zoom"]}
     about = {
         "metrics": {"policy_p50": 1.0},
         "steps": 4,
@@ -235,3 +237,75 @@ def test_a_checkpoint_without_policy_has_none(folder: Path) -> None:
 def test_too_few_photos_for_a_mosaic_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="too few for one mosaic"):
         mosaics_of(config_of(folder), photos_of(folder)[:3])
+
+
+def test_mosaics_without_long_expressions_are_refused(folder: Path) -> None:
+    short = [replace(each, expressions=each.expressions[1:]) for each in photos_of(folder)]
+    with pytest.raises(ConfigError, match="more than the 0 long expressions in mosaics: add"):
+        mosaics_of(config_of(folder), short)
+
+
+def test_photos_of_two_sources_become_one(folder: Path) -> None:
+    """One source describes the dogs, the other the cats, under another path to the same file."""
+    photos = photos_of(folder)
+    cat = TrainExpression("the green cat", 0, "long")
+    same = [
+        replace(
+            each,
+            path=folder / ".." / folder.name / each.path.name if row % 2 else each.path,
+            boxes=each.boxes[1:],
+            categories=each.categories[1:],
+            names=each.names[1:],
+            expressions=(cat,),
+        )
+        for row, each in enumerate(photos)
+    ]
+    alone, both = (ZoomMosaics(each, 2, seed=0) for each in (photos, [*photos, *same]))
+    assert [m.photos for m in both.mosaics] == [m.photos for m in alone.mosaics]
+    dogs = [each for each in both.targets if each.text == "the red dog"]
+    cats = [each for each in both.targets if each.text == "the green cat"]
+    assert len(dogs) == len(cats) == sum(len(m.photos) for m in both.mosaics)
+    for dog, found in zip(dogs, alone.targets, strict=True):
+        np.testing.assert_array_equal(dog.box, found.box)
+    # Both lie in one copy of the photo.
+    image = both.mosaics[dogs[0].mosaic].image
+    apart = (BOXES[1] - BOXES[0]) * np.tile([128 / image.width_px, 96 / image.height_px], 2)
+    np.testing.assert_allclose(cats[0].box - dogs[0].box, apart, atol=1e-5)
+
+
+def large_photos(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[TrainPhoto]:
+    """Photos of a green box on black."""
+    (plain, *_) = photos_of(folder)
+    for row, (width, height) in enumerate(sizes):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        x1, y1, x2, y2 = np.rint(BOXES[0] * [width, height, width, height]).astype(int)
+        pixels[y1:y2, x1:x2] = (0, 255, 0)
+        Image.fromarray(pixels).save(folder / f"large_{row}.png", compress_level=1)
+    return [replace(plain, path=folder / f"large_{row}.png") for row in range(len(sizes))]
+
+
+def test_photos_of_any_size_fit_a_mosaic(folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("looks"))
+    # Those within 750 px keep their size: 16 of them fit 3,000 x 3,000 px.
+    fitted = {
+        (1024, 768): (750, 562),
+        (768, 1024): (562, 750),
+        (4000, 3000): (750, 562),
+        (640, 480): (640, 480),
+    }
+    sizes = [*fitted] * 4
+    photos = large_photos(folder, sizes)
+    for seed in range(20):
+        assert len(ZoomMosaics(photos, 1, seed).mosaics) == 1
+    mosaics = ZoomMosaics(photos, 1, seed=0)
+    pixels, (plan_,) = mosaics.draw(0), mosaics.mosaics
+    rows = {str(each.path): row for row, each in enumerate(photos)}
+    for each in plan_.photos:
+        size = fitted[sizes[rows[each.file_name]]]
+        assert (each.width_px, each.height_px) == size
+    for target in mosaics.targets:
+        whole_px = np.tile([plan_.image.width_px, plan_.image.height_px], 2)
+        x1, y1, x2, y2 = np.rint(target.box * whole_px).astype(int)
+        inside = pixels[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3]
+        assert (inside == (0, 255, 0)).all()
+        assert (pixels[y1 - 5, x1:x2] == 0).all()

@@ -1,14 +1,17 @@
 """The mosaics that a zoom policy is trained on, and a cache of looks at them.
 
-Looks do not depend on the expression, so each of them is encoded once for all expressions.
+Looks do not depend on the expression, so each of them is encoded once for all expressions. Photos
+of several sources that show the same file become one. Large photos are shrunk, so that a mosaic has
+room for any number of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from reir.datasets.dataset import (
     ReferringImage,
     ReferringInstance,
 )
-from reir.images.decode import decode, read_bytes
+from reir.images.decode import decode, fitted_size, read_bytes
 from reir.models.interfaces import InstanceEncoder
 from reir.models.query_zoom.frames import WHOLE, FrameGrid
 from reir.models.query_zoom.looks import Look, look_at
@@ -63,12 +66,12 @@ class ZoomMosaics:
     """
 
     def __init__(self, photos: Sequence[TrainPhoto], num_mosaics: int, seed: int) -> None:
-        settings = MosaicSettings()
+        settings, photos = MosaicSettings(), _one_per_file(photos)
         order = np.random.default_rng(seed).permutation(len(photos)).tolist()
         # Enough even if all mosaics have the largest number of photos. Others would be opened for
         # nothing, since `dataset_of` reads the size of each.
         most = num_mosaics * settings.num_photos[1]
-        dataset = dataset_of([photos[i] for i in order[:most]])
+        dataset = dataset_of([photos[i] for i in order[:most]], _photo_px(settings))
         self._set = MosaicSet(dataset, ROOT, settings, seed=seed)
         self.mosaics = self._set.mosaics[:num_mosaics]
         places = {each.image.image_id: number for number, each in enumerate(self.mosaics)}
@@ -121,8 +124,42 @@ class ZoomMosaics:
         return [look_at(encoder, pixels, frame) for frame in self.frames(number)]
 
 
-def dataset_of(photos: Sequence[TrainPhoto]) -> ReferringDataset:
+def _one_per_file(photos: Sequence[TrainPhoto]) -> list[TrainPhoto]:
+    """Return one photo for each file, with all of its annotations.
+
+    In a mosaic, a second copy of a photo would also be what an expression describes.
+    """
+    same: dict[Path, TrainPhoto] = {}
+    for photo in photos:
+        path = photo.path.resolve()
+        same[path] = _joined(same[path], photo) if path in same else photo
+    return list(same.values())
+
+
+def _joined(one: TrainPhoto, other: TrainPhoto) -> TrainPhoto:
+    """Return the first photo with the boxes and expressions of both."""
+    moved = (replace(each, box=each.box + len(one.boxes)) for each in other.expressions)
+    return replace(
+        one,
+        boxes=np.concatenate([one.boxes, other.boxes]),
+        categories=np.concatenate([one.categories, other.categories]),
+        names=(*one.names, *other.names),
+        expressions=(*one.expressions, *moved),
+    )
+
+
+def _photo_px(settings: MosaicSettings) -> int:
+    """Return the longest side of photos of which any mosaic has room for the largest number."""
+    per_row = math.isqrt(settings.num_photos[1] - 1) + 1
+    return settings.side_px[0] // per_row
+
+
+def dataset_of(photos: Sequence[TrainPhoto], longest_px: int) -> ReferringDataset:
     """Return training photos as a data set of absolute file names.
+
+    Args:
+        photos: of different files.
+        longest_px: photos with a longer side are listed with this one.
 
     Raises:
         ImageError: the size of a photo cannot be read.
@@ -132,13 +169,14 @@ def dataset_of(photos: Sequence[TrainPhoto]) -> ReferringDataset:
         name = str(photo.path.absolute())
         # The size of the file and not the annotated one, because mosaics copy its pixels. These are
         # not needed here, so as few as possible are decoded.
-        size = decode(read_bytes(photo.path), at_least_px=1)
+        found = decode(read_bytes(photo.path), at_least_px=1)
+        size_px = found.width_px, found.height_px
+        if max(size_px) > longest_px:
+            size_px = fitted_size(*size_px, longest_px, longest_px)
         images.append(
-            ReferringImage(
-                image_id=name, file_name=name, width_px=size.width_px, height_px=size.height_px
-            )
+            ReferringImage(image_id=name, file_name=name, width_px=size_px[0], height_px=size_px[1])
         )
-        for row, box in enumerate(photo.boxes * np.tile([size.width_px, size.height_px], 2)):
+        for row, box in enumerate(photo.boxes * np.tile(size_px, 2)):
             x1, y1, x2, y2 = box.tolist()
             instances.append(
                 ReferringInstance(

@@ -1,10 +1,10 @@
 """`MosaicSet`: annotated photos combined into large pictures, in which every instance is small.
 
-Photos keep their own size and lie at random places without overlap. Their annotated instances
-become instances of the mosaic. Of the expressions, only those are kept whose kind is unique in a
-whole gallery, because one that is unique within its photo may describe several instances of the
-mosaic. Words for a place ("on the left") still refer to the photo, which makes such expressions
-harder for every way to search alike.
+Photos have the size that their data set lists, and lie at random places without overlap. Their
+annotated instances become instances of the mosaic. Of the expressions, only those are kept whose
+kind is unique in a whole gallery, because one that is unique within its photo may describe several
+instances of the mosaic. Words for a place ("on the left") still refer to the photo, which makes
+such expressions harder for every way to search alike.
 """
 
 # Shapes: P photos of a mosaic, H x W pixels
@@ -162,7 +162,10 @@ class MosaicSet:
             ImageError: a photo cannot be read.
         """
         mosaic = self.mosaics[number]
-        photos = [read_image(self._folder / each.file_name) for each in mosaic.photos]
+        photos = [
+            _resized(read_image(self._folder / each.file_name), each.width_px, each.height_px)
+            for each in mosaic.photos
+        ]
         pixels = self._background(mosaic, photos)
         for photo, (x1, y1, x2, y2) in zip(photos, mosaic.frames_px.tolist(), strict=True):
             pixels[y1:y2, x1:x2] = photo
@@ -251,6 +254,14 @@ class MosaicSet:
         for each in self._photos.instances:
             boxes[each.image_id].append(each.box_xyxy_px)
         return {name: np.array(found).reshape(-1, 4) for name, found in boxes.items()}
+
+
+def _resized(photo: RgbImage, width_px: int, height_px: int) -> RgbImage:
+    """Return a photo in this size."""
+    if photo.shape[:2] == (height_px, width_px):
+        return photo
+    size = (width_px, height_px)
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
 
 
 class _Cells:
