@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from reir.errors import ConfigError
 from reir.models.localizers import load_localizer_spec
@@ -77,8 +79,7 @@ def test_methods_without_zoom_learn_the_box_in_the_whole_photo(folder: Path) -> 
     assert (batch.boxes[:, 2:] - batch.boxes[:, :2]).max() > 0.1
 
 
-def test_padding_changes_the_target_and_not_the_place(folder: Path) -> None:
-    """A box of a padded picture, in [0, 1] of the padded picture, is where it was before."""
+def test_padding_is_masked(folder: Path) -> None:
     task = make(folder)
     batch = first_batch(task)
     seen: dict[str, torch.Tensor] = {}
@@ -95,6 +96,41 @@ def test_padding_changes_the_target_and_not_the_place(folder: Path) -> None:
         assert not pixels[:, height:].any()
         assert not pixels[:, :, width:].any()
         assert pixels[:, :height, :width].std() > 0.1
+
+
+def test_boxes_are_relative_to_the_picture_without_its_padding(folder: Path) -> None:
+    task = make(folder)
+    task.objective.eval()
+    outputs: list[Any] = []
+    task.model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    batch, side = first_batch(task), 64
+    alone = replace(
+        batch, pixels=batch.pixels[..., :side, :side], size_px=torch.full_like(batch.size_px, side)
+    )
+    padded = replace(alone, pixels=functional.pad(alone.pixels, (0, side, 0, side)))
+
+    # Without what its head adds, each proposal is where the model places it. Those of the padding
+    # and of the edges have no place.
+    head = task.model.base.model.encoder_output_bbox_embed.layers[-1]
+    kept = {name: value.clone() for name, value in head.state_dict().items()}
+    for parameter in head.parameters():
+        parameter.data.zero_()
+    for each in (alone, padded):
+        task.objective(each, "grounding")
+    places = [output.enc_outputs_coord_logits[0].sigmoid() for output in outputs]
+    expected, found = (each[(each < 1).all(-1)] for each in places)
+    torch.testing.assert_close(found, expected)
+    assert found[:, :2].max() > 0.9
+    head.load_state_dict(kept)
+
+    # The box that the model itself finds is learned without an error.
+    task.objective(padded, "grounding")
+    best_B = outputs[-1].logits.sigmoid().sum(-1).argmax(1)
+    center, size = outputs[-1].pred_boxes[torch.arange(len(best_B)), best_B].detach().split(2, -1)
+    boxes = torch.cat([center - size / 2, center + size / 2], dim=-1)
+    _, terms = task.objective(replace(padded, boxes=boxes), "grounding")
+    assert terms["l1"] == pytest.approx(0, abs=1e-5)
+    assert terms["giou"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_history_encoder_is_trained_once_for_all_workers(folder: Path, tmp_path: Path) -> None:
@@ -126,6 +162,20 @@ def test_a_checkpoint_has_the_adapters_and_finds_the_same(folder: Path, tmp_path
     found, _ = task.objective(batch, "grounding")
     torch.testing.assert_close(found, expected)
     assert load_localizer_spec(f"piza:{tmp_path / 'checkpoint'}").digest
+
+
+def test_validation_runs_on_the_device_of_the_weights(folder: Path) -> None:
+    task, seen = make(folder), set()
+
+    def spy(_: Any, inputs: tuple[Any, ...]) -> None:
+        seen.update(each.device.type for each in inputs if each is not None)
+
+    task.model.register_forward_pre_hook(spy)
+    task.objective.to("meta")
+    # Tensors of this device have no values, so that the model cannot finish.
+    with pytest.raises(RuntimeError, match="meta"):
+        task.validate()
+    assert seen == {"meta"}
 
 
 def test_other_stages_and_starts_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -76,10 +77,8 @@ class PizaObjective(nn.Module):
                 batch.valid,
                 all_layers=True,
             )
-        # A box is predicted in [0, 1] of the padded picture.
-        scale = batch.size_px.flip(1) / torch.tensor([width, height], device=device)
-        target = batch.boxes * scale.repeat(1, 2)
-        truth = Grounding(target, captions.is_word, captions.attention_mask.bool())
+        # A box is predicted in [0, 1] of the picture without its padding, as it is in the batch.
+        truth = Grounding(batch.boxes, captions.is_word, captions.attention_mask.bool())
         num_tokens, num_queries = captions.input_ids.shape[1], output.logits.shape[1]
         terms: dict[str, Tensor] = {}
         for layer in layers_of(output, num_tokens, num_queries):
@@ -167,8 +166,10 @@ class PizaTask:
     def validate(self) -> dict[str, float]:
         """Search the held-out photos with the current weights; see `validate_localizer`."""
         was_training = self.model.training
+        # The model was loaded on the CPU, and the worker may have moved it to a GPU.
+        parts = replace(self._parts, device=str(next(self.model.parameters()).device))
         # The weights change in every step, so they have no digest.
-        looks = PizaLooks(self.model.eval(), self._parts, "in training")
+        looks = PizaLooks(self.model.eval(), parts, "in training")
         try:
             return validate_localizer(ZoomingLocalizer(looks), self._held_out)
         finally:
