@@ -323,7 +323,7 @@ def module_digest(module: nn.Module) -> str:
     """Return the sha256 of the weights of a module, rounded as in a checkpoint."""
     sha = hashlib.sha256()
     for name, value in module.state_dict().items():
-        sha.update(name.encode() + value.to(torch.float16).numpy().tobytes())
+        sha.update(name.encode() + value.to(torch.float16).cpu().numpy().tobytes())
     return sha.hexdigest()
 
 

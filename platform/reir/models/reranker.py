@@ -449,9 +449,9 @@ class Reranker(nn.Module):
         expression_index = np.repeat(np.arange(len(photos)), [len(group) for group in photos])
         with torch.inference_mode():
             inputs = pad_inputs(expressions, flat, expression_index.tolist())
-            out = self(inputs, explain=explain)
-        scores = (out.dual + out.correction).numpy()
-        attention = None if out.attention is None else out.attention.numpy()
+            out = self(inputs.to(self.correct.weight.device), explain=explain)
+        scores = (out.dual + out.correction).cpu().numpy()
+        attention = None if out.attention is None else out.attention.cpu().numpy()
         results = iter(
             PhotoScores(scores[i, :n], None if attention is None else attention[i, :n, :n])
             for i, n in enumerate(len(photo.boxes) for photo in flat)

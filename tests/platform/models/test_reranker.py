@@ -159,6 +159,13 @@ def test_no_photos_or_instances_give_empty_scores() -> None:
     assert empty.scores.shape == (0,)
 
 
+def test_everything_is_computed_on_the_device_of_the_weights() -> None:
+    model = trained().to("meta")
+    # Tensors of this device have no values, but the scores are asked for on the CPU.
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        model.score(EXPRESSIONS, PHOTOS, explain=True)
+
+
 def test_pair_features_contain_offsets_and_overlaps() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.8, 0.0, 1.0, 0.2], [0.0, 0.0, 0.1, 0.2]]])
     pairs = pair_features(boxes, torch.zeros(1, 3), torch.zeros(1, 4, 3))[0]

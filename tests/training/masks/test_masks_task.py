@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reir.checkpoint import load_encoder, load_model, load_segmenter
+from reir.checkpoint import load_encoder, load_model, load_segmenter, module_digest
 from reir.images import rle
 from reir.models.nano.mask_head import MaskHead, MaskHeadConfig
 from reir.models.nano.segmenter import NanoSegmenter
@@ -175,6 +175,18 @@ def test_it_learns_the_ellipses(folder: Path) -> None:
         optimizer.zero_grad()
     after = task.validate()["mask_iou"]
     assert after > max(before, 85)  # filling the box gives 79
+
+
+def test_validation_and_checkpoint_take_the_weights_from_any_device(
+    folder: Path, tmp_path: Path
+) -> None:
+    task = task_of(folder)
+    task.objective.to("meta")
+    # Weights of this device have no values, but both ask for them on the CPU.
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        task.validate()
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        module_digest(task.network)
 
 
 def test_the_checkpoint_has_a_mask_head_and_the_same_model(folder: Path, tmp_path: Path) -> None:

@@ -129,8 +129,9 @@ class MaskTask(RowTask[MaskBatch]):
 
     def validate(self) -> dict[str, float]:
         """Return the mean IoU (percent) of masks on the held-out photos, prompted by true boxes."""
-        # Copied, because the segmenter converts what it gets for inference.
-        segmenter = NanoSegmenter(*copy.deepcopy((self.network, self.model)), torch.float32)
+        # Copied, because the segmenter converts what it gets for inference on the CPU.
+        network, head = copy.deepcopy(self.network).cpu(), copy.deepcopy(self.model).cpu()
+        segmenter = NanoSegmenter(network, head, torch.float32)
         held_out = split_held_out(self._photos)[1]
         overlaps = [value for photo in held_out for value in mask_ious(segmenter, photo)]
         return {"mask_iou": round(100 * float(np.mean(overlaps)), 2)} if overlaps else {}
