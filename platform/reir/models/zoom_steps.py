@@ -24,6 +24,11 @@ class ZoomStep:
     score: float
     end: float
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Orders the looks of a search: one without an instance comes after all others."""
+        return self.box != self.frame or self.score != 0, self.score
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZoomSearch:

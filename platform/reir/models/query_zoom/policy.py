@@ -253,5 +253,5 @@ class _Search:
         """Return the search, with the instance of the best score."""
         # Not the most probable one: the score is as good a judge of all looks together, and it can
         # be compared between photos.
-        best = max(self.steps, key=lambda step: step.score)
+        best = max(self.steps, key=lambda step: step.rank)
         return ZoomSearch(steps=tuple(self.steps), box=best.box, score=best.score)

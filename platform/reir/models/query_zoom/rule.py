@@ -25,7 +25,7 @@ class ZoomRule:
             x1, y1, x2, y2 = best.box
             center = np.array([[(x1 + x2) / 2, (y1 + y2) / 2]], dtype=np.float32)
             steps.append(_step(photo.at(photo.grid.around(level, center)[0]), expression_D))
-            if steps[-1].score <= best.score:
+            if steps[-1].rank <= best.rank:
                 break
             best = steps[-1]
         return ZoomSearch(steps=tuple(steps), box=best.box, score=best.score)

@@ -15,13 +15,13 @@ from reir.checkpoint import SHIPPED, load_encoder, load_zoom_policy, weights_dig
 from reir.images.boxes import elementwise_iou
 from reir.models.interfaces import Zoomer
 from reir.models.query_zoom.frames import MIN_SIDE_PX, OVERLAP, WHOLE, FrameGrid
-from reir.models.query_zoom.looks import PhotoLooks
+from reir.models.query_zoom.looks import Look, PhotoLooks
 from reir.models.query_zoom.policy import ZoomPolicy, ZoomPolicyConfig, closer_levels
 from reir.models.query_zoom.rule import ZoomRule
 from reir.models.query_zoom.zoomer import InstanceZoomer, ZoomStrategy
 from reir.models.zoom_steps import ZoomSearch
 from reir.query.search import load_extras
-from reir.records import Instances, RgbImage
+from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
 
 SIDE = 1500
@@ -122,6 +122,31 @@ def test_a_photo_without_instances_gives_its_whole(strategy: ZoomStrategy) -> No
     assert search.score == 0
     tiny = np.full((1, 1, 3), 200, dtype=np.uint8)
     assert len(InstanceZoomer(FakeEncoder(), strategy).zoom([tiny], ["red"])[0].steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "in_whole"),
+    [
+        (ZoomRule(), True),
+        # Without an instance in the whole photo, only the rule looks again, around the center.
+        (ZoomRule(), False),
+        (policy(end_at=1.0, look_at_least=0.0), True),
+    ],
+)
+def test_an_instance_with_a_negative_score_is_better_than_none(
+    strategy: ZoomStrategy, in_whole: bool
+) -> None:
+    def encode(frame: FloatArray) -> Look:
+        shown = (frame.tolist() == [0, 0, 1, 1]) == in_whole
+        boxes = np.array([[0.49, 0.49, 0.51, 0.51]] * shown, np.float32).reshape(-1, 4)
+        vectors = np.array([[-0.5, 0]] * shown, np.float32).reshape(-1, 2)
+        return Look(frame, boxes, np.ones(len(boxes), np.float32), vectors)
+
+    photo = PhotoLooks(FrameGrid(SIDE, SIDE), encode)
+    search = strategy.search(photo, np.array([1, 0], np.float32))
+    assert {step.score for step in search.steps} == {0, -0.5}
+    assert search.score == -0.5
+    assert search.box == pytest.approx((0.49, 0.49, 0.51, 0.51))
 
 
 @pytest.mark.parametrize("strategy", [ZoomRule(), policy()])
