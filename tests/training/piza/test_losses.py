@@ -64,9 +64,11 @@ def _focal(logit: float, positive: bool) -> float:
 def _cheapest(predictions: Predictions, truth: Grounding, row: int) -> int:
     costs = []
     for q in range(Q):
-        words = [j for j in range(L) if truth.is_word[row, j]]
-        logits = [predictions.logits[row, q, j].item() for j in words]
-        by_class = sum(_focal(x, True) - _focal(x, False) for x in logits) / len(words)
+        by_class = sum(
+            _focal(predictions.logits[row, q, j].item(), bool(truth.is_word[row, j]))
+            for j in range(L)
+            if truth.is_token[row, j]
+        )
         box, target = predictions.boxes_xyxy[row, q].tolist(), truth.boxes_xyxy[row].tolist()
         costs.append(2 * by_class + 5 * _l1(box, target) - 2 * _giou(box, target))
     return costs.index(min(costs))

@@ -22,7 +22,6 @@ from reir_training.clare.matching import (
     HUNGARIAN_GIOU,
     HUNGARIAN_L1,
     WORST_COST,
-    focal_cost,
     full_precision,
 )
 
@@ -94,18 +93,24 @@ def _predictions(name: str, logits: Tensor, boxes: Tensor, num_tokens: int) -> P
 def match(logits: Tensor, boxes_xyxy: Tensor, truth: Grounding) -> Tensor:
     """Return (B,) which of the Q boxes is assigned to the described instance.
 
-    It is the box with the lowest cost: focal cost, averaged over the words, L1 and GIoU. With one
+    It is the box with the lowest cost: focal loss, summed over the tokens, L1 and GIoU. With one
     true box, this is the Hungarian assignment.
     """
-    words = truth.is_word[:, None]
-    by_word = focal_cost(full_precision(logits)).masked_fill(~words, 0.0)
-    by_class = by_word.sum(-1) / words.sum(-1).clamp(min=1)
+    by_class = _token_losses(logits, truth.is_word[:, None].expand_as(logits), truth).sum(-1)
     target = truth.boxes_xyxy[:, None]
     boxes = full_precision(boxes_xyxy)
     l1, _ = box_distances(boxes, target)
     cost = HUNGARIAN_CLASS * by_class + HUNGARIAN_L1 * l1
     cost = cost - HUNGARIAN_GIOU * generalized_iou(boxes, target)
     return cost.nan_to_num(nan=WORST_COST).argmin(1)
+
+
+def _token_losses(logits: Tensor, is_positive: Tensor, truth: Grounding) -> Tensor:
+    """Return the (B, Q, L) focal loss of each box and token; 0 on padding."""
+    counted = truth.is_token[:, None]
+    # Padding may have a logit of minus infinity, whose loss times 0 is not a number.
+    kept = full_precision(logits).masked_fill(~counted, 0.0)
+    return focal_loss(kept, is_positive.to(kept.dtype)) * counted
 
 
 def grounding_loss(predictions: Predictions, truth: Grounding) -> dict[str, Tensor]:
@@ -122,14 +127,12 @@ def grounding_loss(predictions: Predictions, truth: Grounding) -> dict[str, Tens
     found_B = match(predictions.logits, predictions.boxes_xyxy, truth)
     num = predictions.logits.shape[1]
     is_found_BQ = torch.nn.functional.one_hot(found_B, num).bool()
-    target = (is_found_BQ[..., None] & truth.is_word[:, None]).float()
-    counted = truth.is_token[:, None]
-    # Padding may have a logit of minus infinity, whose loss times 0 is not a number.
-    losses = focal_loss(full_precision(predictions.logits).masked_fill(~counted, 0.0), target)
+    is_positive = is_found_BQ[..., None] & truth.is_word[:, None]
+    losses = _token_losses(predictions.logits, is_positive, truth)
     boxes = predictions.boxes_xyxy.take_along_dim(found_B[:, None, None], dim=1)[:, 0]
     l1, giou = box_distances(full_precision(boxes), truth.boxes_xyxy)
     terms = {
-        "class": CLASS_WEIGHT * (losses * counted).sum() / len(found_B),
+        "class": CLASS_WEIGHT * losses.sum() / len(found_B),
         "l1": L1_WEIGHT * l1.mean(),
         "giou": GIOU_WEIGHT * giou.mean(),
     }
