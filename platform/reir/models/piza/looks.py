@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,14 +59,13 @@ class PizaLooks:
         histories: Sequence[FloatArray],
     ) -> list[FoundBoxes]:
         """Find what each expression describes in a crop; see `ZoomModel.look`."""
-        pixels = self._pixels(crops)
         found: dict[int, FoundBoxes] = {}
-        for rows in _batches_of_equal_shape(pixels):
+        for rows, pixels in self._batches(crops):
             captions = captions_of(
                 self._parts.tokenizer, [expressions[row] for row in rows], self._model.max_tokens
             ).to(self._parts.device)
             output = self._model(
-                torch.stack([pixels[row] for row in rows]),
+                pixels,
                 None,
                 captions.input_ids,
                 captions.attention_mask,
@@ -86,12 +84,25 @@ class PizaLooks:
         probabilities: list[float] = output.end_logits.sigmoid().tolist()
         return probabilities
 
-    def _pixels(self, crops: Sequence[RgbImage]) -> list[Tensor]:
-        """Prepare each crop as (3, h, w); one that is given again, only once."""
-        prepared = {
-            id(crop): self._parts.pixels([stretched(crop)])["pixel_values"][0] for crop in crops
-        }
-        return [prepared[id(crop)] for crop in crops]
+    def _batches(self, crops: Sequence[RgbImage]) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield rows of at most `BATCH` crops, and these as (B, 3, h, w), until all were yielded.
+
+        A crop that is given again is prepared only once.
+        """
+        # By the prepared shape: crops of many sizes are resized to a few shapes. Padding different
+        # shapes to one would change the results.
+        rows: list[int] = []
+        pixels: list[Tensor] = []
+        for row in _by_aspect_ratio(crops):
+            if not (rows and crops[row] is crops[rows[-1]]):
+                prepared = self._parts.pixels([stretched(crops[row])])["pixel_values"][0]
+            if rows and (len(rows) == BATCH or prepared.shape != pixels[0].shape):
+                yield rows, torch.stack(pixels)
+                rows, pixels = [], []
+            rows.append(row)
+            pixels.append(prepared)
+        if rows:
+            yield rows, torch.stack(pixels)
 
     def _padded(self, histories: Sequence[FloatArray]) -> tuple[Tensor, Tensor]:
         """Return (B, T, 4) boxes, with zeros where padded, and (B, T) which ones are boxes."""
@@ -104,13 +115,19 @@ class PizaLooks:
         return torch.from_numpy(boxes_BT4).to(device), torch.from_numpy(valid_BT).to(device)
 
 
-def _batches_of_equal_shape(pixels: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yield the rows of at most `BATCH` prepared crops of one shape, until each was yielded."""
-    # By the prepared shape: crops of many sizes are resized to a few shapes. Padding different
-    # shapes to one would change the results.
-    rows_of_shape: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, each in enumerate(pixels):
-        rows_of_shape[tuple(each.shape)].append(row)
-    for rows in rows_of_shape.values():
-        for start in range(0, len(rows), BATCH):
-            yield rows[start : start + BATCH]
+def _by_aspect_ratio(crops: Sequence[RgbImage]) -> list[int]:
+    """Return the rows of crops in an order in which equal crops follow one another.
+
+    So do crops of one prepared shape, which depends on the aspect ratio. Then no more of them have
+    to be prepared at the same time than are looked at together: at the published size, each takes
+    13 MB.
+    """
+    first: dict[int, int] = {}
+    for row, crop in enumerate(crops):
+        first.setdefault(id(crop), row)
+
+    def place(row: int) -> tuple[float, int]:
+        height, width = crops[row].shape[:2]
+        return height / width, first[id(crops[row])]
+
+    return sorted(range(len(crops)), key=place)

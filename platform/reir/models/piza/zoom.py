@@ -154,6 +154,9 @@ class _Search:
 
     def crop(self) -> RgbImage:
         """Return the part of the photo within the last box."""
+        if len(self.boxes) == 1:
+            # Not a view of it, so that a model sees that several searches look at one photo.
+            return self.image
         x1, y1, x2, y2 = self._frame_px()
         return self.image[y1:y2, x1:x2]
 

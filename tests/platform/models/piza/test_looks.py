@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from torch import nn
 from transformers import AutoModelForZeroShotObjectDetection
 
 from reir.errors import CheckpointError
-from reir.models.grounding_dino import load_grounding_dino
+from reir.models.grounding_dino import BATCH, load_grounding_dino
 from reir.models.localizers import load_localizer_spec
-from reir.models.piza.checkpoint import WEIGHTS, save_piza
+from reir.models.piza.checkpoint import WEIGHTS, load_piza_parts, save_piza
 from reir.models.piza.config import Method, PizaConfig
+from reir.models.piza.looks import PizaLooks
 from reir.models.piza.model import add_adapters
 from reir.models.piza.zoom import MAX_STEPS, ZoomingLocalizer
+from reir.models.pretrained import PretrainedModel
 from reir.records import RgbImage
 
 SIZES = ((300, 200), (90, 700), (300, 200), (1, 40))
@@ -94,6 +97,36 @@ def test_every_look_is_that_of_the_base_at_the_same_crop(
         expected = found.boxes[0] * np.tile(size, 2) + np.tile(low, 2)
         assert step.box == pytest.approx(expected.tolist(), abs=1e-4)
         assert step.score == pytest.approx(float(found.scores[0]), abs=1e-4)
+
+
+EVENTS: list[str] = []
+"""What `Watched` prepares, and the passes of the model."""
+
+
+class Watched(PretrainedModel):
+    """Notes the crops that it prepares."""
+
+    def pixels(self, images: Sequence[RgbImage]) -> Mapping[str, torch.Tensor]:
+        EVENTS.extend("crop" for _ in images)
+        return super().pixels(images)
+
+
+def test_a_photo_is_prepared_once_and_only_the_crops_of_a_pass_at_the_same_time(
+    base: Any, tmp_path: Path
+) -> None:
+    save(base, tmp_path, "lora")
+    model, parts = load_piza_parts(tmp_path)
+    localizer = ZoomingLocalizer(PizaLooks(model, Watched(**vars(parts)), "x"))
+    model.register_forward_pre_hook(lambda *_: EVENTS.append("pass"))
+    one, *_ = photos()
+
+    EVENTS.clear()
+    localizer.zoom([one] * (BATCH + 1), ["x"] * (BATCH + 1))
+    assert EVENTS == ["crop", "pass", "pass"]
+    EVENTS.clear()
+    localizer.zoom([one.copy() for _ in range(2 * BATCH)], ["x"] * 2 * BATCH)
+    assert EVENTS.count("crop") == 2 * BATCH
+    assert EVENTS.index("pass") <= BATCH + 1
 
 
 @pytest.mark.parametrize("method", ["adapter", "lora", "coop", "full"])
