@@ -20,6 +20,7 @@ from reir.losses import pairwise_iou
 from reir.models.localizers import load_localizer_spec
 from reir.models.weak_rec.anchors import LEAST_DEVIATION
 from reir.models.weak_rec.checkpoint import load_weak_rec
+from reir.models.weak_rec.vocabulary import UNK
 from reir_testing.tiny import tiny_batch
 from reir_testing.training.tiny_weak import (
     MODELS,
@@ -204,7 +205,7 @@ def test_an_iou_of_one_half_is_a_miss() -> None:
 
 def start(folder: Path, form: WeakForm, init: Path | None, **changes: Any) -> object:
     settings = tiny_weak_settings(folder, form) | changes
-    return start_weak_rec(WeakTrainConfig.model_validate(settings), init, ["the red dog"])
+    return start_weak_rec(WeakTrainConfig.model_validate(settings), init)
 
 
 def test_missing_parts_are_named_with_what_to_do(folder: Path, tmp_path: Path) -> None:
@@ -229,6 +230,15 @@ def test_the_published_form_needs_no_clare_nano(folder: Path) -> None:
     start(folder, "weak-yolov3", None)
     model: Any = start(folder, "weak-candidates", init_of(folder))
     assert model.source.width > 0
+
+
+def test_words_of_all_splits_are_known(folder: Path) -> None:
+    data = [{"format": "photos", "path": str(folder / "photos"), "test": NUM_TRAIN - 1}]
+    model: Any = start(folder, "weak-yolov3", None, data=data)
+    document = json.loads((folder / "photos" / "expressions.json").read_text())
+    texts = [entry["expression"] for entry in document["expressions"]]
+    assert UNK not in model.language.load(texts)
+    assert UNK in model.language.load(["unheard"])
 
 
 @pytest.mark.parametrize(

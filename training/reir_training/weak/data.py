@@ -22,6 +22,7 @@ from reir.records import FloatArray
 from reir_training.clare.data import Arrays
 from reir_training.config import DataConfig
 from reir_training.data.examples import TrainPhoto
+from reir_training.data.leakage import read_sources
 from reir_training.data.sampling import Sampler, Step, TaskStream
 from reir_training.data.sentence_groups import PhotoSentences, read_run_sentences
 
@@ -68,6 +69,16 @@ def read_weak_photos(config: DataConfig) -> WeakPhotos:
         DataError: as `read_run_sentences`.
     """
     return WeakPhotos(*read_run_sentences(config))
+
+
+def all_sentences(config: DataConfig) -> list[str]:
+    """Return the sentences of all splits of the sources of a run, also those that it does not use.
+
+    Raises:
+        DataError: a file is malformed or missing.
+    """
+    found = read_sources(config.data)
+    return [each.text for source in found for each in source.dataset.expressions]
 
 
 @dataclass(frozen=True)

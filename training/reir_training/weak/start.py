@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,19 +19,20 @@ from reir.models.weak_rec.yolov3_weights import load_yolov3
 from reir_training.config import NanoTrainConfig
 from reir_training.nano.initialization import start_model
 from reir_training.weak.config import WeakTrainConfig
+from reir_training.weak.data import all_sentences
 
 
-def start_weak_rec(config: WeakTrainConfig, init: Path | None, sentences: Sequence[str]) -> WeakRec:
+def start_weak_rec(config: WeakTrainConfig, init: Path | None) -> WeakRec:
     """Build a model whose trained parts are random.
 
     Args:
         config: settings of the run.
         init: checkpoint of the `clare-nano` that has the frozen parts; None for `config.weights`.
-        sentences: those of all splits, for the vocabulary.
 
     Raises:
         ConfigError: a setting that the model needs is missing.
         CheckpointError: the weights of a part are missing or do not fit.
+        DataError: the sentences for the vocabulary cannot be read.
     """
     settings = config.model
     source: AnchorSource
@@ -48,7 +48,7 @@ def start_weak_rec(config: WeakTrainConfig, init: Path | None, sentences: Sequen
     if settings.anchors == "yolov3":
         source = _cells(config)
     if settings.language == "gru":
-        language = _words(config, sentences)
+        language = _words(config)
     return WeakRec(settings, source, language)
 
 
@@ -76,12 +76,12 @@ def _cells(config: WeakTrainConfig) -> CellAnchors:
     return CellAnchors(load_yolov3(config.yolov3, paper_parity=config.model.paper_parity))
 
 
-def _words(config: WeakTrainConfig, sentences: Sequence[str]) -> WordLanguage:
+def _words(config: WeakTrainConfig) -> WordLanguage:
     if config.word_vectors is None:
         raise ConfigError(
             "language: gru needs word vectors: set `word_vectors` to a text file of GloVe"
         )
-    vocabulary, settings = build_vocabulary(sentences), config.model
+    vocabulary, settings = build_vocabulary(all_sentences(config)), config.model
     vectors = load_glove(config.word_vectors, vocabulary)
     return WordLanguage(
         vocabulary, vectors, max_words=settings.max_words, num_blocks=settings.num_blocks

@@ -75,9 +75,7 @@ class WeakTask:
         self._place = (rank, world_size, settings.accumulate_steps)
         self.known = photos.known()
         """The sentences to validate with."""
-        # With the sentences to validate with, whose words must be known, too.
-        vocabulary = [*photos.sentences, *(each.text for each in self.known)]
-        self.model = start_weak_rec(config, init, vocabulary)
+        self.model = start_weak_rec(config, init)
         # The frozen text tower of a `PhraseLanguage` runs once here, and not again in each step.
         loaded = self.model.language.load(photos.sentences)
         self.inputs: PhotoInputs

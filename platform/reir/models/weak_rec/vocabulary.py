@@ -88,8 +88,8 @@ class Vocabulary:
 def build_vocabulary(sentences: Iterable[str]) -> Vocabulary:
     """Return the vocabulary of all words in sentences, in the order in which they first occur.
 
-    The authors take the sentences of all splits; word vectors of words that occur only in `val` are
-    of use, as they are not trained.
+    The authors take the sentences of all splits; vectors of words that occur only in `val` or
+    `test` are of use, as they are not trained.
     """
     words = dict.fromkeys(word for sentence in sentences for word in split_words(sentence))
     return Vocabulary((*SPECIAL_WORDS, *words))
