@@ -125,7 +125,10 @@ class Standardize(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def fit(self, rows: Tensor) -> None:
-        """Set mean and deviation from (N, F) features."""
+        """Set mean and deviation from (N, F) features; fewer than two leave them as they are."""
+        # A single value has no deviation, and would turn all features into no numbers.
+        if len(rows) < 2:
+            return
         self.mean.copy_(rows.mean(0))
         self.deviation.copy_(rows.std(0).clamp(min=LEAST_DEVIATION))
 

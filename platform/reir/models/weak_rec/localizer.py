@@ -82,5 +82,5 @@ def load_weak_localizer(source: str) -> WeakLocalizer:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     return WeakLocalizer(load_weak_rec(folder), weights_digest(folder))

@@ -107,6 +107,18 @@ def test_what_all_candidates_of_a_photo_share_changes_nothing(
     assert (other.features - before.features).abs().mean() > 0.1
 
 
+@pytest.mark.parametrize("num", [0, 1])
+def test_too_few_candidates_for_a_deviation_keep_their_features(
+    source: CandidateAnchors, candidates: CandidateBatch, num: int
+) -> None:
+    alone = CandidateAnchors(source.parts)
+    only = torch.zeros_like(candidates.valid)
+    only[0, :num] = True
+    alone.fit(replace(candidates, valid=only))
+    expected = CandidateAnchors.features(candidates)
+    assert torch.equal(alone(candidates.tensors()).features, expected)
+
+
 def test_padding_changes_nothing(source: CandidateAnchors, candidates: CandidateBatch) -> None:
     padding = ~candidates.valid[..., None]
     changed = {

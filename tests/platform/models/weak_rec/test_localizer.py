@@ -134,10 +134,14 @@ def test_a_photo_without_anchors_has_no_boxes(
     assert len(something.boxes)
 
 
-def test_a_spec_loads_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["{}", "~"])
+def test_a_spec_loads_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     model = tiny_weak_rec(anchors="yolov3", language="gru")
     digest = save_weak_rec(tmp_path, model, {})
-    localizer = load_localizer_spec(f"weak:{tmp_path}")
+    localizer = load_localizer_spec(f"weak:{folder.format(tmp_path)}")
     assert localizer.digest == digest
     (found,) = localizer.localize(PHOTOS[:1], TEXTS[:1])
     (expected,) = WeakLocalizer(load_weak_rec(tmp_path), digest).localize(PHOTOS[:1], TEXTS[:1])
