@@ -55,6 +55,19 @@ def test_the_table_says_why_sentences_were_refused(folder: Path) -> None:
     assert ["refused:", "nothing", "found", "1"] in shown
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.models.localizers.KINDS", {})
+    (folder / "new").touch()
+    with pytest.raises(FileExistsError, match="new"):
+        run(folder)
+    (folder / "new").unlink()
+    (folder / "new").symlink_to("/proc")  # a folder in which nobody can create a file
+    with pytest.raises(OSError, match="/new"):
+        run(folder)
+
+
 def test_a_bad_list_leaves_no_file(folder: Path) -> None:
     (folder / "pairs.csv").write_text("photo,sentence\n0.png,\ngone.png,a\n")
     with pytest.raises(DataError, match="has 2 problems"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,7 +45,12 @@ def label(  # noqa: PLR0913 - every argument is an option of the command
             "boxes x1, y1, x2 and y2 in pixels.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="REIRCOCO JSON file to write.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="REIRCOCO JSON file to write.", dir_okay=False, writable=True
+        ),
+    ],
     localizer: LocalizerSpec,
     images: Annotated[Path, typer.Option(help="Folder of the photos.")],
     second: Second = None,
@@ -67,12 +73,15 @@ def label(  # noqa: PLR0913 - every argument is an option of the command
     from reir_training.pseudo_labels.labels import label_sentences
 
     dataset = read_photo_sentences(sentences, images)
+    # Tried first: to find the boxes may take hours, which a failure to write them would waste.
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=out.parent):
+        pass
     with messages().status("loading the model"):
         finder = load_localizer_spec(localizer)
         other = load_localizer_spec(second) if second else None
     with photo_progress() as progress:
         labels = label_sentences(dataset, images, AgreementFilter(finder, other, min_iou), progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_reircoco(labels.dataset, out)
     if as_json:
         print_json({"file": str(out), **labels.to_dict()})
