@@ -120,8 +120,9 @@ class CheckpointPart:
 
     def copy(self, source: Path, folder: Path) -> None:
         """Copy the part to another checkpoint directory, if `source` has it."""
-        if self.is_in(source):
-            # The weights come last: `is_in` looks for them, so half a copy is not taken for a part.
+        if self.is_in(source) and not folder.samefile(source):
+            # As in `save`, the weights go first and come last: half a copy is not taken for a part.
+            (folder / self.weights_file).unlink(missing_ok=True)
             for name in (self.config_file, self.weights_file):
                 shutil.copyfile(source / name, folder / name)
 

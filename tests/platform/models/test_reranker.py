@@ -261,6 +261,20 @@ def test_half_a_save_is_not_taken_for_a_reranker(checkpoint: Path, again: bool) 
     assert load_reranker(checkpoint) is None
 
 
+def test_half_a_copy_is_not_taken_for_a_reranker(checkpoint: Path, tmp_path: Path) -> None:
+    digest, copy = weights_digest(checkpoint), tmp_path / "copy"
+    copy.mkdir()
+    for folder in (checkpoint, copy):
+        save_reranker(folder, trained(), digest, {})
+    RERANKER.copy(checkpoint, checkpoint)
+    assert RERANKER.is_in(checkpoint)
+    (copy / RERANKER.config_file).unlink()
+    (copy / RERANKER.config_file).mkdir()  # the copy of the configuration fails
+    with pytest.raises(IsADirectoryError):
+        RERANKER.copy(checkpoint, copy)
+    assert not RERANKER.is_in(copy)
+
+
 # ------------------------------------------------------------------------------------------ words
 
 
