@@ -165,7 +165,8 @@ def test_a_checkpoint_has_the_adapters_and_finds_the_same(folder: Path, tmp_path
 
 
 def test_validation_runs_on_the_device_of_the_weights(folder: Path) -> None:
-    task, seen = make(folder), set()
+    task = make(folder)
+    seen: set[str] = set()
 
     def spy(_: Any, inputs: tuple[Any, ...]) -> None:
         seen.update(each.device.type for each in inputs if each is not None)
