@@ -185,6 +185,10 @@ class SearchLog:
             self._delete_old(datetime.now(UTC).date().isoformat())
         except OSError as error:
             logger.warning("the folder of the search log cannot be used: %s", error)
+        # Here and below, the thread must survive, or nothing would be logged until the process
+        # restarts.
+        except Exception:
+            logger.exception("a bug prevents that old searches are deleted")
         for entry in iter(self._waiting.get, None):
             try:
                 self._write(entry)
@@ -192,7 +196,6 @@ class SearchLog:
                 # The next event opens the file anew, since the folder may be another one by then.
                 self._close_file(entry.gallery)
                 self._drop(entry, str(error))
-            # The thread must survive, or nothing would be logged until the process restarts.
             except Exception:
                 logger.exception("a bug prevents that an event is logged")
                 self._drop(entry, "a bug")

@@ -194,6 +194,17 @@ def test_a_bug_in_one_event_does_not_stop_the_log(
     assert texts(folder) == ["next"]
 
 
+def test_the_log_survives_that_old_files_cannot_be_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = SearchLog(folder, keep_days=1_000_000)  # before the year 1
+    assert write(log, event()) == [False]
+    assert "a bug prevents that old searches are deleted" in caplog.text
+    log.keep_days = 30
+    assert write(log, event("next")) == [True]
+    log.close()
+
+
 def test_more_events_than_may_wait_are_dropped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -84,6 +84,14 @@ def test_max_replicas_must_not_be_less_than_min_replicas(app: typer.Typer, tmp_p
     assert "max_replicas (1) must be at least min_replicas (3)" in str(error)
 
 
+def test_the_search_log_is_kept_for_a_hundred_years_at_most() -> None:
+    assert load_config(ServeConfig, {"search_log_days": 36_500}).search_log_days == 36_500
+    with pytest.raises(
+        ConfigError, match="search_log_days.: got 36501; .* less than or equal to 36500"
+    ):
+        load_config(ServeConfig, {"search_log_days": 36_501})
+
+
 def test_an_address_other_than_loopback_requires_keys(app: typer.Typer, location: str) -> None:
     error = error_of(app, "--host", "0.0.0.0", "--store", location)
     assert isinstance(error, ConfigError)
