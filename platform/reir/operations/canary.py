@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reir.errors import DataError
+from reir.errors import DataError, QueryError
 from reir.images.boxes import elementwise_iou
 from reir.images.decode import canonical_uri, image_id
 from reir.records import Box
 from reir.store.contract import InstanceStore
+from reir.text import validate_expression
 
 if TYPE_CHECKING:
     from reir.query.search import Gallery
@@ -133,7 +134,7 @@ def read_canaries(path: Path) -> list[Canary]:
         if line.strip():
             try:
                 found.append(_parse(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, QueryError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
     if not found:
         raise DataError(f"{path} contains no canaries; write one JSON object in each line")
@@ -194,10 +195,10 @@ def _parse(line: str) -> Canary:
         raise ValueError(f"a canary must be a JSON object, got {line[:60]!r}")
     if unknown := sorted(values.keys() - set(_KEYS)):
         raise ValueError(f"unknown key {unknown[0]!r}; allowed: {', '.join(_KEYS)}")
-    expression, photo = values.get("expression"), values.get("photo", "")
+    # Searches would refuse another one, but only at the check of a finished re-indexing.
+    validate_expression(values.get("expression"))
+    photo = values.get("photo", "")
     absent = values.get("absent", False)
-    if not isinstance(expression, str) or not expression.strip():
-        raise ValueError(f"'expression' must be a text that describes one object, got {expression}")
     if not isinstance(photo, str) or not isinstance(absent, bool):
         raise ValueError("'photo' must be a path or URI, and 'absent' must be true or false")
     if absent and photo:
@@ -205,7 +206,7 @@ def _parse(line: str) -> Canary:
     if values.get("box") is not None and not photo:
         raise ValueError("'box' needs the 'photo' that it belongs to")
     return Canary(
-        expression=expression.strip(),
+        expression=values["expression"].strip(),
         uri=_uri(photo) if photo else "",
         box=_box(values.get("box")),
         absent=absent,

@@ -72,8 +72,11 @@ def test_paths_become_uris(tmp_path: Path) -> None:
     [
         ("{", "Expecting property name"),
         ("[1]", "must be a JSON object"),
-        ('{"expression": ""}', "'expression' must be a text"),
-        ('{"expression": 3}', "'expression' must be a text"),
+        ('{"photo": "x"}', "expression: must be text, got NoneType"),
+        ('{"expression": ""}', "expression: is empty"),
+        ('{"expression": 3}', "expression: must be text, got int"),
+        ('{"expression": "\\u200b"}', "expression: is empty"),
+        (json.dumps({"expression": "x" * 600}), "expression: has 600 characters, at most 512"),
         ('{"expression": "a", "image": "x"}', "unknown key 'image'; allowed: expression, photo"),
         ('{"expression": "a", "photo": 3}', "'photo' must be a path"),
         ('{"expression": "a", "absent": "yes"}', "'absent' must be true or false"),
