@@ -168,11 +168,19 @@ def delete_feedback_before(folder: Path, day: str) -> None:
         day: ISO date (UTC).
 
     Raises:
-        DataError: a file cannot be changed or is damaged.
+        DataError: files cannot be changed or are damaged; the message names them, and the feedback
+            in all others was deleted.
     """
-    for path in folder.glob(f"*/{NAME}"):
-        with _transaction(path) as database:
-            database.execute("DELETE FROM feedback WHERE time < ?", (day,))
+    failed: list[str] = []
+    for path in sorted(folder.glob(f"*/{NAME}")):
+        # One damaged file must not keep personal data of the other galleries.
+        try:
+            with _transaction(path) as database:
+                database.execute("DELETE FROM feedback WHERE time < ?", (day,))
+        except DataError as error:
+            failed.append(str(error))
+    if failed:
+        raise DataError("; ".join(failed))
 
 
 def _path(folder: Path, gallery: str) -> Path:

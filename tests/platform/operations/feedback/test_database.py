@@ -204,6 +204,16 @@ def test_old_feedback_of_all_galleries_is_deleted_with_old_searches(folder: Path
     assert texts(folder) == []
 
 
+def test_a_damaged_file_keeps_no_old_feedback_of_other_galleries(folder: Path) -> None:
+    for gallery in ("a", "b", "c", "d"):
+        add(folder, absent("old", time=datetime(2020, 1, 1, tzinfo=UTC)), "1", gallery)
+    for gallery in ("a", "c"):
+        (folder / gallery / database.NAME).write_bytes(b"this is not a database" * 100)
+    with pytest.raises(DataError, match=r"/a/feedback\.sqlite3: .*; .*/c/feedback\.sqlite3: "):
+        delete_feedback_before(folder, "2026-01-01")
+    assert texts(folder, "b") == texts(folder, "d") == []
+
+
 def test_feedback_that_cannot_be_deleted_keeps_no_search_from_the_log(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
