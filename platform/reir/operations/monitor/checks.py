@@ -47,20 +47,34 @@ class MonitoredSystem:
     searches: LoggedSearches | None
     schedules: tuple[Path, Path] | None
 
-    def live_galleries(self) -> list[str]:
-        """Return the names of the galleries that have a live version."""
-        found = []
-        for name in self.store.galleries():
-            if self.galleries is None or name in self.galleries:
-                try:
-                    self.store.live_version(name)
-                except GalleryNotFound:  # its first run has just begun
-                    continue
-                found.append(name)
-        return found
+    def found_galleries(self) -> list[str]:
+        """Return the names of the galleries to look at that exist."""
+        found = self.store.galleries()
+        return [name for name in found if self.galleries is None or name in self.galleries]
+
+    def is_live(self, gallery: str) -> bool:
+        """Whether a gallery has a live version."""
+        try:
+            self.store.live_version(gallery)
+        except GalleryNotFound:  # its first run has just begun
+            return False
+        return True
 
 
-Check = Callable[[MonitoredSystem], Iterator[Sample]]
+@dataclass(frozen=True)
+class GalleryFailure:
+    """One gallery could not be measured; the others were.
+
+    Attributes:
+        gallery: its name.
+        error: why.
+    """
+
+    gallery: str
+    error: Exception
+
+
+Check = Callable[[MonitoredSystem], Iterator[Sample | GalleryFailure]]
 
 
 def check_store(system: MonitoredSystem) -> Iterator[Sample]:
@@ -83,51 +97,19 @@ def check_store(system: MonitoredSystem) -> Iterator[Sample]:
     yield metrics.STORE_LATENCY.sample(time.perf_counter() - started_s)
 
 
-def check_galleries(system: MonitoredSystem) -> Iterator[Sample]:
+def check_galleries(system: MonitoredSystem) -> Iterator[Sample | GalleryFailure]:
     """Count photos, failures and versions; and tell when galleries were indexed and backed up."""
-    for gallery in system.live_galleries():
-        versions = system.store.versions(gallery)
-        live = next((each for each in versions if each.live), None)
-        yield metrics.VERSIONS.sample(len(versions), gallery)
-        if live is not None:
-            yield from _live_samples(system.store, gallery, live)
-        yield from _document_samples(system.store, gallery)
+    return _each_gallery(system, _gallery_samples)
 
 
-def check_searches(system: MonitoredSystem) -> Iterator[Sample]:
+def check_searches(system: MonitoredSystem) -> Iterator[Sample | GalleryFailure]:
     """Compare the presence of recent answers with that of earlier ones."""
-    if system.searches is None:
-        return
-    for gallery in system.live_galleries():
-        for window, mean in system.searches.mean_presence(gallery).items():
-            yield metrics.PRESENCE.sample(mean, gallery, window)
+    return _each_gallery(system, _search_samples)
 
 
-def check_quality(system: MonitoredSystem) -> Iterator[Sample]:
+def check_quality(system: MonitoredSystem) -> Iterator[Sample | GalleryFailure]:
     """Ask the canaries, and search for recent expressions once more with an exact scan."""
-    # Loads models, which takes seconds.
-    from reir.operations.gate.measure import measure_version
-    from reir.query.search import open_gallery
-
-    for gallery in system.live_galleries():
-        canaries = canaries_of(system.store, gallery)
-        with open_gallery(gallery, store=system.store) as opened:
-            measured = measure_version(system.store, opened, canaries)
-            yield metrics.LATENCY.sample(measured.latency_p95_ms / 1e3, gallery)
-            recent = [] if system.searches is None else system.searches.expressions(gallery)
-            recall = measured.recall
-            if recent:
-                vectors = opened.encode_expressions(recent[:RECALL_EXPRESSIONS])
-                version = opened.refresh()
-                recall = float(np.mean(search_recall(system.store, gallery, version, vectors)))
-            yield metrics.RECALL.sample(recall, gallery)
-        yield from _canary_kinds(gallery, canaries)
-        for k in (1, 10):
-            if right := measured.right_within(k):
-                yield metrics.CANARY_BR.sample(float(np.mean([*right.values()])), gallery, str(k))
-        if recognized := measured.recognized():
-            share = float(np.mean([*recognized.values()]))
-            yield metrics.CANARY_ABSENT.sample(share, gallery)
+    return _each_gallery(system, _quality_samples)
 
 
 def check_schedules(system: MonitoredSystem) -> Iterator[Sample]:
@@ -161,6 +143,60 @@ CHECKS: Mapping[str, Check] = {
 }
 DEEP = frozenset({"quality"})
 """Checks that load models and scan vectors; they run less often."""
+
+
+def _each_gallery(
+    system: MonitoredSystem, measure: Callable[[MonitoredSystem, str], Iterator[Sample]]
+) -> Iterator[Sample | GalleryFailure]:
+    """Measure every gallery that has a live version, even if others cannot be measured."""
+    for gallery in system.found_galleries():
+        try:
+            # Completed first: half of the values of a gallery would be wrong.
+            samples = [*measure(system, gallery)] if system.is_live(gallery) else []
+        except Exception as error:  # noqa: BLE001, the caller logs it
+            yield GalleryFailure(gallery, error)
+        else:
+            yield from samples
+
+
+def _gallery_samples(system: MonitoredSystem, gallery: str) -> Iterator[Sample]:
+    versions = system.store.versions(gallery)
+    live = next((each for each in versions if each.live), None)
+    yield metrics.VERSIONS.sample(len(versions), gallery)
+    if live is not None:
+        yield from _live_samples(system.store, gallery, live)
+    yield from _document_samples(system.store, gallery)
+
+
+def _search_samples(system: MonitoredSystem, gallery: str) -> Iterator[Sample]:
+    if system.searches is not None:
+        for window, mean in system.searches.mean_presence(gallery).items():
+            yield metrics.PRESENCE.sample(mean, gallery, window)
+
+
+def _quality_samples(system: MonitoredSystem, gallery: str) -> Iterator[Sample]:
+    # Loads models, which takes seconds.
+    from reir.operations.gate.measure import measure_version
+    from reir.query.search import open_gallery
+
+    canaries = canaries_of(system.store, gallery)
+    with open_gallery(gallery, store=system.store) as opened:
+        measured = measure_version(system.store, opened, canaries)
+        yield metrics.LATENCY.sample(measured.latency_p95_ms / 1e3, gallery)
+        recent = [] if system.searches is None else system.searches.expressions(gallery)
+        recall = measured.recall
+        if recent:
+            vectors = opened.encode_expressions(recent[:RECALL_EXPRESSIONS])
+            version = opened.refresh()
+            recall = float(np.mean(search_recall(system.store, gallery, version, vectors)))
+        yield metrics.RECALL.sample(recall, gallery)
+    yield from _canary_kinds(gallery, canaries)
+    for k in (1, 10):
+        if right := measured.right_within(k):
+            yield metrics.CANARY_BR.sample(float(np.mean([*right.values()])), gallery, str(k))
+    if recognized := measured.recognized():
+        share = float(np.mean([*recognized.values()]))
+        yield metrics.CANARY_ABSENT.sample(share, gallery)
 
 
 def _live_samples(store: InstanceStore, gallery: str, live: VersionInfo) -> Iterator[Sample]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from reir.errors import ConfigError, ReirError
 from reir.operations.monitor import metrics
-from reir.operations.monitor.checks import CHECKS, DEEP, MonitoredSystem
-from reir.operations.monitor.metrics import MonitorCollector
+from reir.operations.monitor.checks import CHECKS, DEEP, GalleryFailure, MonitoredSystem
+from reir.operations.monitor.metrics import MonitorCollector, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,16 @@ class Monitor:
 
     def _run(self, name: str) -> None:
         started_s = time.perf_counter()
-        failed = 0
         try:
             # Completed first: a check that fails in the middle must not leave half of its values.
-            self.collector.replace(name, list(CHECKS[name](self._system)))
-        except (ReirError, OSError) as error:
-            # The values of the last success stay; this metric says that they are old.
-            failed = 1
-            logger.warning("check %s failed: %s", name, error)
+            found = list(CHECKS[name](self._system))
+        # The monitor must survive, or nothing would be measured until somebody restarts it.
+        except Exception as error:  # noqa: BLE001, it is logged
+            # The values of the last success stay; the metric below says that they are old.
+            failed = True
+            _log_failure(f"check {name} failed", error)
+        else:
+            failed = self._replace(name, found)
         self.collector.replace(
             f"check {name}",
             [
@@ -81,6 +83,24 @@ class Monitor:
                 metrics.CHECK_SECONDS.sample(time.perf_counter() - started_s, name),
             ],
         )
+
+    def _replace(self, name: str, found: Sequence[Sample | GalleryFailure]) -> bool:
+        """Replace the values of a check; return whether it failed for some galleries."""
+        samples = [each for each in found if isinstance(each, Sample)]
+        failures = [each for each in found if isinstance(each, GalleryFailure)]
+        for failure in failures:
+            _log_failure(f"check {name} failed for gallery {failure.gallery}", failure.error)
+        # The values of the last success stay, here too.
+        failed = {failure.gallery for failure in failures}
+        old = [each for each in self.collector.measured(name) if each.gallery in failed]
+        self.collector.replace(name, [*samples, *old])
+        return bool(failures)
+
+
+def _log_failure(what: str, error: Exception) -> None:
+    # Any other exception is a bug, and keeps its traceback.
+    is_expected = isinstance(error, ReirError | OSError)
+    logger.warning("%s: %s", what, error, exc_info=None if is_expected else error)
 
 
 def serve_metrics(

@@ -39,6 +39,11 @@ class Sample:
     labels: tuple[str, ...]
     value: float
 
+    @property
+    def gallery(self) -> str:
+        """The gallery that it is about; empty if it is about none."""
+        return dict(zip(self.metric.labels, self.labels, strict=True)).get("gallery", "")
+
 
 GALLERY = ("gallery",)
 
@@ -200,6 +205,10 @@ class MonitorCollector(Collector):
         with self._mutex:
             # A new mapping, because the thread that answers a scrape reads without the mutex.
             self._samples = {**self._samples, check: measured}
+
+    def measured(self, check: str) -> Sequence[Sample]:
+        """Return the values that a check has measured."""
+        return self._samples.get(check, ())
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, also those without a value."""

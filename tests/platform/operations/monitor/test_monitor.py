@@ -25,7 +25,7 @@ from reir.operations.lease import hold_lease
 from reir.operations.monitor import checks, exporter, searches
 from reir.operations.monitor.checks import CHECKS, MonitoredSystem
 from reir.operations.monitor.exporter import Monitor, serve_metrics
-from reir.operations.monitor.metrics import METRICS, RECALL, STORE_UP, MonitorCollector
+from reir.operations.monitor.metrics import METRICS, RECALL, STORE_UP, MonitorCollector, Sample
 from reir.operations.monitor.searches import LoggedSearches
 from reir.operations.schedule.runs import run_schedule
 from reir.operations.schedule.schedules import Schedule, add_schedule
@@ -251,6 +251,50 @@ def test_a_store_that_is_gone_is_told_and_other_values_stay(system: MonitoredSys
     assert values["reir_monitor_check_failed,galleries"] == 1
     assert values["reir_monitor_check_failed,store"] == 0
     assert values[f"reir_monitor_photos,{G},indexed"] == len(COLORS)
+
+
+def test_a_gallery_that_cannot_be_measured_hides_no_other(
+    system: MonitoredSystem, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = save_photos(tmp_path / "more")
+    index(open_source(photos), "album", system.store, FakeEncoder())
+    canary = Canary(expression="the red one", uri=canonical_uri(photos / "red.png"))
+    add_canaries(system.store, "album", [canary])
+    monitor = Monitor(system, interval_s=0, deep_interval_s=0)
+    monitor.run_due()
+    assert system.searches is not None
+    log_searches(system.searches.folder, *[0.8] * 60)
+    (system.searches.folder / "album").mkdir()
+    (system.searches.folder / "album" / "2026-11-24-host-1.jsonl").write_text("garbage\n")
+    add_canaries(system.store, G, [Canary(expression="the green thing", absent=True)])
+    add_canaries(system.store, "album", [Canary(expression="x" * 600, absent=True)])
+    system.store.put_document("backup", "album/v1", {})  # of a release that did not note the time
+    system.store.put_document("backup", f"{G}/v1", {"ended_s": 100.0})
+    monitor.run_due()
+    values, prefix = values_of(monitor.collector), "reir_monitor_"
+    assert values[f"{prefix}presence_mean_ratio,{G},recent"] == pytest.approx(0.8)
+    assert values[f"{prefix}canaries,{G},absent"] == 2
+    assert values[f"{prefix}backup_timestamp_seconds,{G}"] == 100
+    assert values[f"{prefix}canaries,album,present"] == 1, "the last value stays"
+    assert values[f"{prefix}canaries,album,absent"] == 0, "the last value stays"
+    for check in ("galleries", "searches", "quality"):
+        assert values[f"{prefix}check_failed,{check}"] == 1
+        assert f"check {check} failed for gallery album: " in caplog.text
+    assert f"for gallery {G}" not in caplog.text
+
+
+def test_a_bug_in_one_check_does_not_end_the_monitor(
+    system: MonitoredSystem, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: MonitoredSystem) -> Iterator[Sample]:
+        raise KeyError("state")
+
+    monkeypatch.setattr(exporter, "CHECKS", {**CHECKS, "schedules": fail})
+    values = measure(system)
+    assert values["reir_monitor_check_failed,schedules"] == 1
+    assert values["reir_monitor_check_failed,quality"] == 0
+    assert "check schedules failed: " in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_series_of_a_deleted_gallery_disappear(system: MonitoredSystem) -> None:
