@@ -87,7 +87,7 @@ def test_max_replicas_must_not_be_less_than_min_replicas(app: typer.Typer, tmp_p
 def test_the_search_log_is_kept_for_a_hundred_years_at_most() -> None:
     assert load_config(ServeConfig, {"search_log_days": 36_500}).search_log_days == 36_500
     with pytest.raises(
-        ConfigError, match="search_log_days.: got 36501; .* less than or equal to 36500"
+        ConfigError, match=r"search_log_days.: got 36501; .* less than or equal to 36500"
     ):
         load_config(ServeConfig, {"search_log_days": 36_501})
 
