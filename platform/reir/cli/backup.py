@@ -205,10 +205,7 @@ def _show_restored(report: RestoreReport) -> None:
         )
         for problem in report.problems:
             messages().print(f"  {printable(problem)}", style="red")
-        messages().print(
-            f"It was not made live. Delete it with `reir rm {report.gallery} --version "
-            f"{report.version}`, and restore the backup again."
-        )
+        messages().print(_advice_on_difference(report))
         return
     counts = report.counts
     output().print(
@@ -228,6 +225,18 @@ def _show_restored(report: RestoreReport) -> None:
         output().print(
             f"It is not live; to make it live:  reir promote {report.gallery} {report.version}"
         )
+
+
+def _advice_on_difference(report: RestoreReport) -> str:
+    if report.live:
+        return (
+            "It is live, and something else seems to have changed it during the restore; to get "
+            "the state of the backup, restore it with another name: --version NAME"
+        )
+    return (
+        f"It was not made live. Delete it with `reir rm {report.gallery} --version "
+        f"{report.version}`, and restore the backup again."
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reir.cli import main
+from reir.operations.backup.verify import Verdict
 from reir.records import ImageRecord, IndexedImage
 from reir.store import open_store
 from reir_testing.rewriting import SPEC, content_of, image_of
@@ -144,6 +145,24 @@ def test_a_version_that_differs_is_reported(
     assert terminal.json("versions", "photos", store=other)[0]["live"] is False
     found = terminal.json("restore", tmp_path / "b", expect=1, store=other)
     assert found["problems"] == ["it has 3 photos, not 4"]
+
+
+def test_a_live_version_that_differs_is_not_to_be_deleted(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes to it after it was found to be the same."""
+    terminal.run("backup", "photos", tmp_path / "b")
+    other = tmp_path / "other"
+    terminal.run("restore", tmp_path / "b", store=other)
+    monkeypatch.setattr(
+        "reir.operations.backup.restore.verify",
+        lambda *_: Verdict(("it has 13 photos, not 12",), 0, 1.0),
+    )
+    terminal.run("restore", tmp_path / "b", expect=1, store=other)
+    assert "it differs from the backup:\n  it has 13 photos, not 12\n" in terminal.error
+    assert "It is live, and something else seems to have changed it" in terminal.error
+    assert "reir rm" not in terminal.error
+    assert "not made live" not in terminal.error
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from reir.errors import ConfigError, GalleryNotFound, StoreDamaged
 from reir.images.decode import canonical_uri
 from reir.operations.backup.reports import Progress, RestoreReport
 from reir.operations.backup.saved import SavedBackup, open_backup
-from reir.operations.backup.verify import Sample, Verdict, difference_of, verify
+from reir.operations.backup.verify import Sample, Verdict, difference_of, same_image, verify
 from reir.operations.erase import tombstones
 from reir.operations.lease import hold_lease
 from reir.operations.live_history import make_live
@@ -198,7 +198,7 @@ class _RestoreJob:
             name = first if number == 1 else f"{first}-{number}"
             if name not in versions:
                 return name, False
-            if not difference_of(self.store, self.gallery, versions[name], self.backup):
+            if self._has_content(versions[name]):
                 return name, True
             if wanted:
                 raise ConfigError(
@@ -206,6 +206,18 @@ class _RestoreJob:
                     f"choose another name with --version, or leave it out to get a free one"
                 )
         raise AssertionError("unreachable: some number is free")
+
+    def _has_content(self, info: VersionInfo) -> bool:
+        """Whether a version has the content of the backup, bit by bit."""
+        # The ledger first: it usually differs, and the vectors of a large gallery take long.
+        if difference_of(self.store, self.gallery, info, self.backup):
+            return False
+        for batch in itertools.chain.from_iterable(map(_batches, self.backup.parts())):
+            ids = [each.record.image_id for each in batch]
+            stored = self.store.get_indexed(self.gallery, info.name, ids)
+            if not all(same_image(stored.get(each.record.image_id), each) for each in batch):
+                return False
+        return True
 
     def _begun(self) -> list[str]:
         """Versions into which a restore of this backup was begun."""

@@ -102,7 +102,7 @@ def verify(
     version = info.name
     problems = [difference] if (difference := difference_of(store, gallery, info, backup)) else []
     stored = store.get_indexed(gallery, version, list(sample.photos))
-    wrong = [key for key, image in sample.photos.items() if not _same(stored.get(key), image)]
+    wrong = [key for key, image in sample.photos.items() if not same_image(stored.get(key), image)]
     if wrong:
         problems.append(
             f"{len(wrong)} of {len(sample.photos)} photos that were compared have other instances "
@@ -175,7 +175,7 @@ def _recall(hits: Sequence[InstanceRow], best: Sequence[tuple[float, str]]) -> f
     return (len(right & needed) + num_tied) / num_wanted
 
 
-def _same(one: IndexedImage | None, other: IndexedImage) -> bool:
+def same_image(one: IndexedImage | None, other: IndexedImage) -> bool:
     """Whether two images are identical, bit by bit."""
     if one is None or one.record != other.record:
         return False

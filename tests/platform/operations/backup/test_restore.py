@@ -60,6 +60,23 @@ def test_a_changed_version_keeps_its_name(
     assert full_store.live_version(G) == V
 
 
+def test_a_live_version_with_other_vectors_keeps_its_name(
+    saved: Path, full_store: MemoryStore, restore: Restore, content: ContentOf
+) -> None:
+    wanted = content(full_store)
+    ids = [record.image_id for record in full_store.iter_images(G, V)]
+    images = full_store.get_indexed(G, V, ids).values()
+    full_store.upsert_images(G, V, [_rounded(image) for image in images])
+    changed = content(full_store)
+    assert changed != wanted
+    with pytest.raises(ConfigError, match="version 'v1' of gallery 'photos' exists with another"):
+        restore(full_store, saved, version=V)
+    report = restore(full_store, saved)
+    assert (report.version, report.problems, report.live) == ("v1-2", (), False)
+    assert content(full_store, version="v1-2") == wanted
+    assert content(full_store) == changed
+
+
 def test_a_version_with_another_spec_keeps_its_name(saved: Path, restore: Restore) -> None:
     store = MemoryStore()
     store.create_version(G, V, VersionSpec(dim=3, digest="other"))
