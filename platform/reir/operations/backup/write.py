@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reir.errors import ConfigError, DataError, GalleryNotFound, StoreError
-from reir.operations.backup.folder import BackupFolder, open_folder
+from reir.operations.backup.folder import CLAIM, BackupFolder, open_folder
 from reir.operations.backup.manifest import FORMAT, MANIFEST, Manifest, write_manifest
 from reir.operations.backup.pairs import PairWriter
 from reir.operations.backup.reports import BackupReport, Progress
@@ -35,7 +35,7 @@ def write_backup(
         progress: called with the number of photos that were read.
 
     Raises:
-        ConfigError: the folder is not empty, or cannot be used.
+        ConfigError: the folder is not empty, cannot be used, or another backup is written into it.
         DataError: a file cannot be written. After this and all other errors, the files that were
             written are deleted.
         GalleryNotFound: there is no such gallery or version.
@@ -46,7 +46,7 @@ def write_backup(
     _check_empty(folder)
     info = _info(store, gallery, version)
     # After all checks, so that a wrong name of a gallery does not leave an empty folder behind.
-    folder.create()
+    folder = folder.claimed()
     writer = PairWriter(folder, info.spec.dim)
 
     def show(num_read: int) -> None:
@@ -61,12 +61,14 @@ def write_backup(
         write_manifest(folder, manifest)
     except BaseException as error:  # also after Ctrl-C: without a manifest, the files are useless
         writer.delete()
+        folder.release()
         if isinstance(error, GalleryNotFound):
             raise StoreError(
                 f"version '{version}' of gallery '{gallery}' was deleted while it was backed up, "
                 f"so there is no backup in {folder.place}"
             ) from error
         raise
+    folder.release()
     report = BackupReport(
         gallery=gallery,
         version=version,
@@ -108,6 +110,8 @@ def _check_empty(folder: BackupFolder) -> None:
     names = list(folder.sizes())
     if MANIFEST in names:
         raise ConfigError(f"{folder.place} already contains a backup; name another folder")
+    if CLAIM in names:
+        raise folder.taken_error()
     if names:
         raise ConfigError(
             f"the folder {folder.place} must be empty or not exist, but it contains {names[0]}; "
@@ -150,7 +154,9 @@ def _check_sizes(folder: BackupFolder, manifest: Manifest) -> None:
         DataError: it differs, which happens if two backups are written into one folder.
     """
     wanted = {file.name: file.bytes for file in manifest.files}
-    if (found := folder.sizes()) != wanted:
+    found = folder.sizes()
+    found.pop(CLAIM, None)
+    if found != wanted:
         differing = sorted({name for name, _ in found.items() ^ wanted.items()})
         raise DataError(
             f"{folder.place}/{differing[0]} is not the file that was written; another process "

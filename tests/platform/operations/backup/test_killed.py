@@ -94,7 +94,7 @@ def test_a_killed_backup_cannot_be_taken_for_a_finished_one(
     run_killed("backup", tmp_path / "embedded", folder, point, number)
     with pytest.raises(DataError, match="the backup was not finished"):
         restore(MemoryStore(), folder)
-    with pytest.raises(ConfigError, match="must be empty or not exist"):
+    with pytest.raises(ConfigError, match=r"a backup into .* is running, or was interrupted"):
         back_up(filled, folder)
     assert filled.find_documents("backup") == {}
     memory = MemoryStore()

@@ -16,6 +16,7 @@ import pytest
 
 from reir.errors import ConfigError, DataError, GalleryNotFound, StoreError
 from reir.operations.backup import readers, sweeps
+from reir.operations.backup.folder import open_folder
 from reir.operations.backup.reports import BackupReport, RestoreReport
 from reir.operations.backup.write import recorded_backups
 from reir.records import ImageRecord, IndexedImage
@@ -279,6 +280,88 @@ def test_two_backups_into_one_folder(
     with pytest.raises(DataError, match="another process seems to use the folder"):
         back_up(full_store, tmp_path / "b")
     assert not (tmp_path / "b" / "manifest.json").exists()
+
+
+class SlowStore(MemoryStore):
+    """A store that another backup is made from while it is read.
+
+    Attributes:
+        meanwhile: called at each read.
+    """
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self.create_version(G, V, SPEC)
+        self.upsert_images(G, V, [image_of(1, content_of(1, 1))])
+        self.meanwhile = meanwhile
+
+    def iter_images(
+        self, gallery: str, version: str, *, status: str | None = None
+    ) -> Iterator[ImageRecord]:
+        self.meanwhile()
+        return super().iter_images(gallery, version, status=status)
+
+
+def test_a_folder_belongs_to_the_backup_that_began_first(
+    full_store: MemoryStore, tmp_path: Path, back_up: BackUp, restore: Restore
+) -> None:
+    refused: list[str] = []
+
+    def back_up_too() -> None:
+        with pytest.raises(ConfigError) as error:
+            back_up(full_store, tmp_path / "b")
+        refused.append(str(error.value))
+
+    back_up(SlowStore(back_up_too), tmp_path / "b")
+    assert f"a backup into {tmp_path / 'b'} is running, or was interrupted" in refused[0]
+    assert "name another folder, or delete this one if none is running" in refused[0]
+    report = restore(MemoryStore(), tmp_path / "b")
+    assert (report.counts.photos, report.problems) == (1, ())
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        "instances-00000.parquet",
+        "manifest.json",
+        "photos-00000.parquet",
+    ]
+
+
+def test_two_backups_that_find_an_empty_folder_at_the_same_moment(
+    full_store: MemoryStore, tmp_path: Path, back_up: BackUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.operations.backup.write._check_empty", lambda _: None)
+
+    def back_up_too() -> None:
+        with pytest.raises(ConfigError, match="is running, or was interrupted"):
+            back_up(full_store, tmp_path / "b")
+
+    assert back_up(SlowStore(back_up_too), tmp_path / "b").counts.photos == 1
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_backup_deletes_nothing_in_the_folder_of_another(
+    full_store: MemoryStore,
+    tmp_path: Path,
+    back_up: BackUp,
+    restore: Restore,
+    request: pytest.FixtureRequest,
+    place: str,
+) -> None:
+    """Its folder was deleted while it was written, and another backup has it now."""
+    if place == "bucket":
+        bucket = request.getfixturevalue("bucket")
+        name = bucket.source("taken")
+    else:
+        name = str(tmp_path / "b")
+    folder = open_folder(name)
+
+    def take_over() -> None:
+        store.meanwhile = lambda: None
+        folder.delete(folder.sizes())
+        back_up(full_store, name)
+
+    store = SlowStore(take_over)
+    with pytest.raises(DataError, match="another process seems to use the folder"):
+        back_up(store, name)
+    assert restore(MemoryStore(), name).counts.photos == 42
 
 
 def _finish_and(then: Callable[[], None]) -> Callable[..., Any]:
