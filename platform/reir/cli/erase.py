@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +63,7 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
     receipt: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Where to write the receipt. Default: in $REIR_HOME/receipts."
+            metavar="FILE", help="New file for the receipt. Default: in $REIR_HOME/receipts."
         ),
     ] = None,
     verify: Annotated[
@@ -91,7 +93,6 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
     and backups made earlier still contain the photos.
     """
     from reir.operations.erase.places import default_places
-    from reir.operations.erase.receipts import check_receipt_file
 
     found = default_places()
     places = replace(
@@ -107,18 +108,41 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
         scope_options = (tuple(photo or ()), tenant, where)
         if as_json and not yes:
             raise ConfigError("`reir erase --json` cannot ask for confirmation; add --yes")
-        # The store does not keep all hashes of a large erasure, so they would be lost.
-        check_receipt_file(receipt or _receipts_folder() / ".check")
-        made = _erase(opened, gallery, scope_options, places, ask=not yes)
-    path = receipt or _receipts_folder() / f"{made.gallery}-{made.number:08d}.json"
-    _show(made, path, as_json=as_json)
+        files = _ReceiptFiles(receipt)
+        made = _erase(opened, gallery, scope_options, places, files.write, ask=not yes)
+    _show(made, files.written, as_json=as_json)
 
 
-def _erase(
+class _ReceiptFiles:
+    """Writes receipts to files: more than one if an interrupted erasure is finished, too.
+
+    Attributes:
+        written: the files.
+    """
+
+    def __init__(self, named: Path | None) -> None:
+        """Check that a file can be written to `named`, or to the folder of receipts."""
+        from reir.operations.erase.receipts import check_receipt_file
+
+        self._named, self.written = named, list[Path]()
+        # The store does not keep all hashes of a large erasure, so they would be lost. The number
+        # of the receipt is not known yet, and so its default name neither.
+        check_receipt_file(named or _receipts_folder() / f".check-{os.getpid()}")
+
+    def write(self, receipt: Receipt) -> None:
+        """Write a receipt."""
+        from reir.operations.erase.receipts import write_receipt
+
+        name = f"{receipt.gallery}-{receipt.number:08d}.json"
+        self.written.append(write_receipt(self._named or _receipts_folder() / name, receipt))
+
+
+def _erase(  # noqa: PLR0913, nearly every argument is an option of the command
     store: InstanceStore,
     gallery: str | None,
     scope_options: tuple[tuple[str, ...], str, str],
     places: ErasePlaces,
+    on_receipt: Callable[[Receipt], None],
     *,
     ask: bool,
 ) -> Receipt:
@@ -142,7 +166,7 @@ def _erase(
             abort=True,
             err=True,
         )
-    return run(store, gallery, scope, places, on_step=_show_step)
+    return run(store, gallery, scope, places, on_step=_show_step, on_receipt=on_receipt)
 
 
 def _show_step(step: str) -> None:
@@ -155,10 +179,12 @@ def _receipts_folder() -> Path:
     return reir_home() / "receipts"
 
 
-def _show(receipt: Receipt, path: Path, *, as_json: bool) -> None:
-    from reir.operations.erase.receipts import write_receipt
-
-    write_receipt(path, receipt)
+def _show(receipt: Receipt, written: list[Path], *, as_json: bool) -> None:
+    *earlier, path = written
+    for other in earlier:
+        messages().print(
+            f"Receipt of the erasure that was interrupted: {other}", soft_wrap=True, markup=False
+        )
     if as_json:
         print_json({"receipt": str(path), **asdict(receipt)})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -83,6 +84,61 @@ def test_json(terminal: Terminal, tmp_path: Path) -> None:
     assert "mug" not in path.read_text()
 
 
+def test_a_receipt_never_replaces_a_file(terminal: Terminal, home: Path) -> None:
+    """The numbers count per store, so another store may have written one of the same name."""
+    earlier = home / "receipts" / "photos-00000000.json"
+    earlier.parent.mkdir()
+    earlier.write_text("of another store")
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes")
+    terminal.run(*words, "--receipt", earlier, expect=main.INVALID_USE)
+    assert f"the receipt cannot be written to {earlier} (the file exists)" in terminal.error
+    with closing(open_store(terminal.store)) as store:
+        assert store.num_stored(GALLERY, "v1") == 4
+    made = earlier.with_name("photos-00000000-2.json")
+    assert f"Receipt: {made}" in terminal.run(*words)
+    assert earlier.read_text() == "of another store"
+    assert sorted(earlier.parent.iterdir()) == [made, earlier]
+    assert terminal.run("--verify", made).startswith("Nothing is left of what receipt 0")
+
+
+def test_nothing_is_erased_on_a_full_disk(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.fsync", full)
+    path = tmp_path / "new" / "receipt.json"
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
+    terminal.run(*words, expect=main.INVALID_USE)
+    assert f"cannot be written to {path} (No space left on device), so nothing" in terminal.error
+    assert list(path.parent.iterdir()) == []
+    with closing(open_store(terminal.store)) as store:
+        assert store.num_stored(GALLERY, "v1") == 4
+
+
+def test_a_receipt_that_cannot_be_written_any_more_is_written_by_the_next_run(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "receipts"
+
+    def lose_folder(step: str) -> None:
+        if step.startswith("rewriting"):
+            folder.rmdir()
+            folder.write_text("")
+
+    path = folder / "one.json"
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
+    with monkeypatch.context() as patch:
+        patch.setattr("reir.cli.erase._show_step", lose_folder)
+        terminal.run(*words, expect=main.FAILED)
+    assert f"the receipt cannot be written to {path} (" in terminal.error
+    assert "run the same command again" in terminal.error
+    folder.unlink()
+    assert "version v1: 1 photo with 2 instances" in terminal.run(*words)
+    assert terminal.run("--verify", path).startswith("Nothing is left of what receipt 1")
+
+
 @pytest.mark.parametrize("place", ["file/receipt.json", "folder"])
 def test_nothing_is_erased_if_the_receipt_cannot_be_written(
     terminal: Terminal, tmp_path: Path, place: str
@@ -97,15 +153,11 @@ def test_nothing_is_erased_if_the_receipt_cannot_be_written(
         assert store.num_stored(GALLERY, "v1") == 4
 
 
-def test_an_earlier_file_stays_until_the_receipt_is_written(
-    terminal: Terminal, tmp_path: Path
-) -> None:
-    (tmp_path / "old.json").write_text("old")
-    for name in ("old.json", "new/new.json"):
-        words = (GALLERY, "--tenant", "none", "--yes", "--receipt", tmp_path / name)
-        terminal.run(*words, expect=main.FAILED)
-    assert (tmp_path / "old.json").read_text() == "old"
-    assert not (tmp_path / "new" / "new.json").exists()
+def test_without_an_erasure_there_is_no_file(terminal: Terminal, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "new.json"
+    words = (GALLERY, "--tenant", "none", "--yes", "--receipt", path)
+    terminal.run(*words, expect=main.FAILED)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_nothing_is_erased_without_consent(

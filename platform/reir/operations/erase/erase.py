@@ -7,7 +7,7 @@ kept in the store until all places are clean.
 2. They are counted, and deleted from all versions, and from uploads, logs, canaries and reports.
 3. Notes with the unsigned receipt, which names none of them, replace these documents.
 4. The files of the store are rewritten without what was deleted.
-5. The receipt joins the chain, and its notes are deleted.
+5. The receipt joins the chain, and is handed to the caller. Then its notes are deleted.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ has no room."""
 
 Item = TypeVar("Item")
 OnStep = Callable[[str], None]
+OnReceipt = Callable[[Receipt], None]
 
 
 def erase(  # noqa: PLR0913 - the options are keyword-only
@@ -64,6 +65,7 @@ def erase(  # noqa: PLR0913 - the options are keyword-only
     *,
     settle_s: float = SETTLE_S,
     on_step: OnStep = lambda _: None,
+    on_receipt: OnReceipt = lambda _: None,
 ) -> Receipt:
     """Erase photos, and return the receipt.
 
@@ -74,6 +76,9 @@ def erase(  # noqa: PLR0913 - the options are keyword-only
         places: where else to look for traces.
         settle_s: how long to wait until indexing runs have noticed the tombstones.
         on_step: called with a sentence at the start of every step.
+        on_receipt: called with the receipt, and before with that of an interrupted erasure; to
+            write it to a file. If it fails, the erasure counts as interrupted, and the next one
+            calls it again.
 
     Raises:
         DataError: no photo fits the scope, and no erasure was interrupted.
@@ -82,7 +87,7 @@ def erase(  # noqa: PLR0913 - the options are keyword-only
     """
     # Two erasures of a gallery would number their notes alike, and delete each other's notes.
     with hold_lease(store, f"erase/{gallery}"):
-        finished = _finish_interrupted(store, gallery)
+        finished = _finish_interrupted(store, gallery, on_receipt)
         found = select_photos(store, gallery, scope)
         if any(found.values()):
             on_step("noting what is erased")
@@ -94,7 +99,8 @@ def erase(  # noqa: PLR0913 - the options are keyword-only
                 f"no photo of gallery '{gallery}' fits --{scope.kind} {scope.text!r}; `reir "
                 f"search` and `reir failures` show photos with their URIs"
             )
-        return _erase_noted(store, gallery, places, settle_s, on_step)
+        receipt = _erase_noted(store, gallery, places, settle_s, on_step)
+        return _finish(store, gallery, receipt, on_receipt)
 
 
 def is_interrupted(store: InstanceStore, gallery: str) -> bool:
@@ -128,7 +134,7 @@ def _note_photos(
 def _erase_noted(
     store: InstanceStore, gallery: str, places: ErasePlaces, settle_s: float, on_step: OnStep
 ) -> Receipt:
-    """Erase everything that is noted."""
+    """Erase everything that is noted; return the receipt, which is not in the chain yet."""
     on_step("waiting until indexing runs have noticed")
     time.sleep(settle_s)
     # Only now: indexing runs that have noticed the tombstones write no further copies.
@@ -168,7 +174,7 @@ def _erase_noted(
     _note_receipt(store, receipt)
     store.delete_documents(KIND, others)
     on_step("rewriting the files of the store")
-    return _finish(store, gallery, receipt)
+    return receipt
 
 
 def _note_late_copies(store: InstanceStore, gallery: str) -> None:
@@ -261,7 +267,9 @@ def _note_receipt(store: InstanceStore, receipt: Receipt) -> None:
     store.put_document(KIND, f"{receipt.gallery}/{_NOTE}", note)
 
 
-def _finish_interrupted(store: InstanceStore, gallery: str) -> Receipt | None:
+def _finish_interrupted(
+    store: InstanceStore, gallery: str, on_receipt: OnReceipt
+) -> Receipt | None:
     """Finish an erasure that had deleted everything, and return its receipt."""
     notes = store.find_documents(KIND, f"{gallery}/")
     note = notes.pop(f"{gallery}/{_NOTE}", None)
@@ -272,11 +280,12 @@ def _finish_interrupted(store: InstanceStore, gallery: str) -> Receipt | None:
         return None
     hashes = sorted([*note["hashes"], *(each for name in parts for each in notes[name]["hashes"])])
     store.delete_documents(KIND, notes.keys() - set(parts))
-    return _finish(store, gallery, receipts.receipt_from({**note, "hashes": hashes}))
+    receipt = receipts.receipt_from({**note, "hashes": hashes})
+    return _finish(store, gallery, receipt, on_receipt)
 
 
-def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
-    """Rewrite the store's files, and add the receipt to the chain."""
+def _finish(store: InstanceStore, gallery: str, receipt: Receipt, on_receipt: OnReceipt) -> Receipt:
+    """Rewrite the store's files, add the receipt to the chain, and hand it over."""
     versions = [each.name for each in store.versions(gallery)]
     # A list and not a generator, since `all` would stop at the first version that is not gone.
     is_gone = all([store.compact(gallery, version) for version in versions])
@@ -291,6 +300,7 @@ def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
         )
         receipt = replace(receipt, hash=receipt.computed_hash)
         receipts.save_receipt(store, receipt)
+    on_receipt(receipt)
     # Last: if this is interrupted, the next run adds a second receipt, but none is ever missing.
     parts = store.find_documents(KIND, f"{gallery}/{_HASHES}/")
     store.delete_documents(KIND, [f"{gallery}/{_NOTE}", *parts])

@@ -7,9 +7,12 @@ the one before, so none can be changed or taken away unnoticed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
+import itertools
 import json
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +30,9 @@ FORMAT = 1
 MAX_KEPT_HASHES = 1_000
 """The store keeps the hashes of smaller erasures; those of larger ones are in the file alone, since
 a document has a limited size."""
+
+_TRIED_BYTES = 64 * 1024
+"""Bytes that are written to try whether there is space: those of a receipt of some 800 photos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +142,17 @@ def read_receipt(path: Path) -> Receipt:
 
 
 def check_receipt_file(path: Path) -> None:
-    """Check that a receipt can be written to a file; the file stays as it is.
+    """Check that a receipt can be written to a new file, which is not created yet.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, or the file exists.
     """
     try:
-        is_new = not path.exists()
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "the file exists")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-        if is_new:
-            path.unlink()
+        # Real bytes, since an empty file can be created on a full disk, too.
+        _write_beside(path, " " * _TRIED_BYTES).unlink()
     except OSError as error:
         raise ConfigError(
             f"the receipt cannot be written to {path} ({error.strerror}), so nothing was erased; "
@@ -154,10 +160,57 @@ def check_receipt_file(path: Path) -> None:
         ) from error
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
-    """Write a receipt to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(receipt), indent=2) + "\n", encoding="utf-8")
+def write_receipt(path: Path, receipt: Receipt) -> Path:
+    """Write a receipt to a file of its own, and return its path.
+
+    If the file exists, the name gets a number: the chains of two stores number their receipts
+    alike.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = _write_beside(path, json.dumps(asdict(receipt), indent=2) + "\n")
+        try:
+            free = _new_file(path)
+            os.replace(written, free)
+        except OSError:
+            written.unlink()
+            raise
+    except OSError as error:
+        raise DataError(
+            f"the receipt cannot be written to {path} ({error.strerror}); the photos were erased: "
+            f"free up space, or name another file with --receipt, and run the same command again "
+            f"to write it"
+        ) from error
+    return free
+
+
+def _write_beside(path: Path, text: str) -> Path:
+    """Write a text durably to a temporary file in the folder of a file; return its path."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _new_file(path: Path) -> Path:
+    """Create an empty file, with a number in its name if there is one; return its path."""
+    candidate = path
+    for number in itertools.count(2):
+        try:
+            candidate.open("x").close()  # a race with another process has one winner
+            break
+        except FileExistsError:
+            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
 
 
 def receipt_from(values: Any) -> Receipt:

@@ -353,14 +353,16 @@ def test_a_backup_deletes_nothing_in_the_folder_of_another(
         name = str(tmp_path / "b")
     folder = open_folder(name)
 
+    slow = SlowStore(lambda: None)
+
     def take_over() -> None:
-        store.meanwhile = lambda: None
+        slow.meanwhile = lambda: None
         folder.delete(folder.sizes())
         back_up(full_store, name)
 
-    store = SlowStore(take_over)
+    slow.meanwhile = take_over
     with pytest.raises(DataError, match="another process seems to use the folder"):
-        back_up(store, name)
+        back_up(slow, name)
     assert restore(MemoryStore(), name).counts.photos == 42
 
 

@@ -22,7 +22,7 @@ from reir.operations.erase import erase as module
 from reir.operations.erase import receipts
 from reir.operations.erase.erase import KIND, erase
 from reir.operations.erase.places import ErasePlaces
-from reir.operations.erase.receipts import read_receipt, write_receipt
+from reir.operations.erase.receipts import Receipt, read_receipt, write_receipt
 from reir.operations.erase.selection import EraseScope
 from reir.operations.erase.tombstones import Tombstones
 from reir.store import InstanceStore, open_store
@@ -189,6 +189,16 @@ def test_a_receipt_can_be_verified(
     assert len(findings(store, receipt, places)) == 1, "the content is known, too"
 
 
+def test_receipts_get_names_of_their_own(
+    store: InstanceStore, places: ErasePlaces, tmp_path: Path
+) -> None:
+    receipt = erase_now(store, places, photos=(uri("party.jpg"),))
+    found = [write_receipt(tmp_path / "new" / "a.b.json", receipt) for _ in range(3)]
+    assert [path.name for path in found] == ["a.b.json", "a.b-2.json", "a.b-3.json"]
+    assert sorted(found) == sorted((tmp_path / "new").iterdir())
+    assert all(read_receipt(path) == receipt for path in found)
+
+
 def test_what_comes_back_in_other_places_is_found(
     store: InstanceStore, places: ErasePlaces
 ) -> None:
@@ -348,6 +358,27 @@ def test_the_hashes_of_a_large_erasure_survive_an_interruption(
     assert len(receipt.hashes) == 6
     assert receipt.photos == {"v1": 3, "v2": 3}
     assert findings(store, receipt, places) == []
+    assert store.find_documents(KIND) == {}
+
+
+def test_a_receipt_that_was_not_delivered_is_delivered_by_the_next_run(
+    store: InstanceStore, places: ErasePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large erasure, whose hashes the store keeps no longer than that."""
+    monkeypatch.setattr(receipts, "MAX_KEPT_HASHES", 1)
+
+    def interrupted(_: Receipt) -> None:
+        raise KeyboardInterrupt
+
+    party, mug = (EraseScope(photos=(uri(name),)) for name in ("party.jpg", "mug.jpg"))
+    with pytest.raises(KeyboardInterrupt):
+        erase(store, G, party, places, settle_s=0, on_receipt=interrupted)
+    assert module.is_interrupted(store, G)
+    delivered: list[Receipt] = []
+    receipt = erase(store, G, mug, places, settle_s=0, on_receipt=delivered.append)
+    assert [each.covers(image_id(uri("party.jpg"))) for each in delivered] == [True, False]
+    assert delivered[1] == receipt
+    assert [each.hash for each in receipts.chain(store)][1:] == [each.hash for each in delivered]
     assert store.find_documents(KIND) == {}
 
 
