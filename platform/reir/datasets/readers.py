@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,9 +28,9 @@ IN_FOLDERS = ("photos", "refer")
 """Formats whose path is a folder; the path of all other formats is a file."""
 
 _HEAD_BYTES = 4096
-_KEY_OF_SOREC = re.compile(rb'"ref"\s*:')
+_KEY_OF_SOREC = re.compile(r'"ref"\s*:')
 # The keys of an item, which come in any order; its sentences may be longer than the head.
-_KEY_OF_SIMREC = re.compile(rb'"(?:iid|refs)"\s*:')
+_KEY_OF_SIMREC = re.compile(r'"(?:iid|refs)"\s*:')
 _LISTS_OF_SENTENCES = (".csv", ".tsv", ".jsonl")
 
 _WITH_PHOTOS: Mapping[str, tuple[Callable[..., ReferringDataset], str, str]] = {
@@ -106,12 +107,12 @@ def read_annotations(
         if path.suffix.lower() in _LISTS_OF_SENTENCES:
             return read_as("sentences", path, images_dir=images_dir)
         head = _head(path)
-        if head.startswith(b"{") and _KEY_OF_SIMREC.search(head):
+        if head.startswith("{") and _KEY_OF_SIMREC.search(head):
             return read_as("simrec", path, images_dir=images_dir)
-        if head.startswith(b"[") and _KEY_OF_SOREC.search(head):
+        if head.startswith("[") and _KEY_OF_SOREC.search(head):
             return read_as("sorec", path, images_dir=images_dir)
         # The first character tells a list from an object, without parsing a large file twice.
-        return read_as("refer_json" if head.startswith(b"[") else "reircoco", path, masks=masks)
+        return read_as("refer_json" if head.startswith("[") else "reircoco", path, masks=masks)
     found = [name for name in get_args(SplitBy) if (path / f"refs({name}).p").exists()]
     if split_by is not None or len(found) == 1:
         return read_as("refer", path, split_by or found[0], masks=masks)
@@ -132,13 +133,15 @@ def read_annotations(
     )
 
 
-def _head(path: Path) -> bytes:
-    """Return the beginning of a file, without white space before it."""
+def _head(path: Path) -> str:
+    """Return the beginning of a JSON file, without white space before it."""
     try:
         with path.open("rb") as file:
-            return file.read(_HEAD_BYTES).lstrip()
+            data = file.read(_HEAD_BYTES)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    # In the encoding in which `json` reads it. The last character may be incomplete.
+    return data.decode(json.detect_encoding(data), "replace").lstrip()
 
 
 def _photos_of(path: Path, name: str, command: str, images_dir: str | Path | None) -> str | Path:

@@ -37,6 +37,17 @@ def test_a_json_object_is_reircoco_and_a_list_the_json_form(tmp_path: Path) -> N
     assert read_annotations(tmp_path / "list.json").images[0].file_name == "a.jpg"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_does_not_change_the_format(tmp_path: Path, encoding: str) -> None:
+    entry = {"img_id": "a_1", "sents": "cup", "bbox": [1, 1, 5, 5], "width": 9, "height": 9}
+    (tmp_path / "list.json").write_text("\n" + json.dumps([entry]), encoding)
+    assert read_annotations(tmp_path / "list.json").images[0].file_name == "a.jpg"
+    for name, content in (("SOREC", [{"ref": "cup"}]), ("SimREC", {"val": [{"refs": ["cup"]}]})):
+        (tmp_path / "photos.json").write_text(json.dumps(content), encoding)
+        with pytest.raises(DataError, match=f"looks like {name}, which is read together with"):
+            read_annotations(tmp_path / "photos.json")
+
+
 def test_a_folder_is_told_by_its_files(tmp_path: Path) -> None:
     dataset = read_annotations(refer_folder(tmp_path, "unc"))
     assert [text.text for text in dataset.expressions] == ["by unc"]
