@@ -97,22 +97,35 @@ class MilvusCollection:
         """Create the index and load the collection, unless that is already done.
 
         Args:
+            searched: see `ensure_index`.
+        """
+        self.ensure_index(searched=searched)
+        self._call("load_collection")
+
+    def ensure_index(self, *, searched: bool) -> None:
+        """Create the index, unless there is one.
+
+        Args:
             searched: whether there will be vector searches. Otherwise the index is FLAT, which
                 costs nothing: Milvus does not load a collection without an index.
         """
-        if not self._call("list_indexes"):
-            capabilities = self._connection.capabilities
-            parameters = MilvusClient.prepare_index_params()
-            parameters.add_index(
-                VECTOR,
-                index_type=capabilities.index_type if searched else "FLAT",
-                metric_type="IP",
-                params=dict(capabilities.index_params) if searched else {},
-            )
+        if self._call("list_indexes"):
+            return
+        capabilities = self._connection.capabilities
+        parameters = MilvusClient.prepare_index_params()
+        parameters.add_index(
+            VECTOR,
+            index_type=capabilities.index_type if searched else "FLAT",
+            metric_type="IP",
+            params=dict(capabilities.index_params) if searched else {},
+        )
+        try:
             # Not synchronous: loading waits for the index anyway, and waiting here too would take
             # half a second longer.
             self._call("create_index", index_params=parameters, sync=False)
-        self._call("load_collection")
+        except StoreError:
+            if not self._call("list_indexes"):
+                raise  # otherwise another process has created it at the same moment
 
     def wait_until_indexed(self, num_upserted: int, timeout_s: float) -> bool:
         """Have the server search all rows by their final index, or by a scan if they are few.

@@ -63,7 +63,10 @@ class Documents:
 
     def _table_exists(self) -> bool:
         # Another process may create the collection at any time, but nobody ever drops it.
-        self._exists = self._exists or self._table.describe() is not None
+        if not self._exists and self._table.describe() is not None:
+            # That process may have been killed before it created the index.
+            self._table.ensure_index(searched=False)
+            self._exists = True
         return self._exists
 
     def _create_table(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from reir.errors import StoreError
-from reir.store import InstanceStore
+from reir.store import InstanceStore, documents
+from reir.store.documents import Documents
+from reir.store.milvus import MilvusStore
 from reir.store.validation import MAX_DOCUMENT_BYTES
 
 
@@ -56,3 +60,24 @@ def test_documents_are_not_galleries(store: InstanceStore, gallery: str) -> None
     before = store.galleries()
     store.put_document("reindex", gallery, {})
     assert store.galleries() == before
+
+
+@pytest.mark.parametrize(
+    "kind", ["lite_store", pytest.param("server_store", marks=pytest.mark.milvus)]
+)
+def test_a_collection_whose_creator_was_killed_is_completed(
+    request: pytest.FixtureRequest, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server does not load a collection that has no index yet."""
+    store: MilvusStore = request.getfixturevalue(kind)
+    # Nobody drops the real collection, which other tests use.
+    monkeypatch.setattr(documents, "COLLECTION", f"killed_{os.getpid()}")
+    table = Documents(store._connection)._table
+    table.create(2, {})  # and no index, because the process ended here
+    try:
+        assert Documents(store._connection).find("test", "") == {}
+        assert store._connection.call("list_indexes", collection_name=table.name) == ["vector"]
+        Documents(store._connection).put("test", "one", {"n": 1})
+        assert Documents(store._connection).find("test", "") == {"one": {"n": 1}}
+    finally:
+        table.drop()
