@@ -147,9 +147,10 @@ class Metrics:
         self._worker_waiting = WORKER_WAITING.gauge(self.registry, multiprocess_mode="livesum")
         self.in_flight = IN_FLIGHT.gauge(self.registry, multiprocess_mode="livesum")
         REPLICAS.gauge(self.registry, multiprocess_mode="livesum").set(1)
+        self._killed = REPLICAS_KILLED.counter(self.registry)
+        # Last, because a scrape may come at once.
         if port := os.environ.get(PORT_VARIABLE):
             serve_metrics(int(port), self.text)
-        self._killed = REPLICAS_KILLED.counter(self.registry)
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -224,10 +225,20 @@ def _remove_gauges_of_killed_processes(folder: Path) -> int:
     """Remove the gauges of processes that ended without `Metrics.close`; return their number."""
     num_killed = 0
     for file in folder.glob("gauge_live*_*.db"):  # all gauges of a process are in one file
-        pid = file.stem.rpartition("_")[2]
-        if not Path("/proc", pid).exists():
+        if not _exists(int(file.stem.rpartition("_")[2])):
             # Several processes may find the file at once; the one that removes it counts it.
             with suppress(FileNotFoundError):
                 file.unlink()
                 num_killed += 1
     return num_killed
+
+
+def _exists(pid: int) -> bool:
+    """Return whether a process exists, also on systems without `/proc`."""
+    try:
+        os.kill(pid, 0)  # sends no signal
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it exists, and belongs to another user
+    return True

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reir_serving.middleware.metrics import PORT_VARIABLE, SHARED_FOLDER_VARIABLE
+from reir_serving.middleware import metrics
+from reir_serving.middleware.metrics import PORT_VARIABLE, SHARED_FOLDER_VARIABLE, Metrics
 from reir_testing.serving import free_port
 
 # The Prometheus client decides by the environment of the process, so each replica is a process.
@@ -27,6 +28,13 @@ for line in sys.stdin:
         break
     values = dict(each.rsplit(" ", 1) for each in metrics.text().decode().splitlines())
     print(values[line.strip()], flush=True)
+"""
+
+
+# As on macOS.
+WITHOUT_PROC = """
+import os, pathlib
+pathlib.Path.exists = lambda path: path.parts[:2] != ("/", "proc") and os.path.exists(path)
 """
 
 
@@ -59,9 +67,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def replica(folder: Path, **variables: str) -> Iterator[Replica]:
+def replica(folder: Path, code: str = REPLICA, **variables: str) -> Iterator[Replica]:
     with subprocess.Popen(
-        [sys.executable, "-c", REPLICA],
+        [sys.executable, "-c", code],
         env={**os.environ, SHARED_FOLDER_VARIABLE: str(folder), **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -83,6 +91,25 @@ def test_killed_replicas_are_counted_and_stopped_ones_are_not(folder: Path) -> N
             assert (fourth.value(running), fourth.value(killed)) == (2, 1), "counted only once"
             first.kill()
             assert (fourth.value(running), fourth.value(killed)) == (1, 2)
+
+
+def test_live_replicas_do_not_count_as_killed_on_a_system_without_proc(folder: Path) -> None:
+    running, killed = "reir_serve_replicas", "reir_serve_replicas_killed_total"
+    with replica(folder, WITHOUT_PROC + REPLICA) as first, replica(folder) as second:
+        assert (first.value(running), first.value(killed)) == (2, 0)
+        second.kill()
+        assert (first.value(running), first.value(killed)) == (1, 1)
+
+
+def test_a_scrape_is_answered_as_soon_as_the_port_is_open(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bytes] = []
+    monkeypatch.setattr(metrics, "serve_metrics", lambda _, text: answers.append(text()))
+    monkeypatch.setenv(SHARED_FOLDER_VARIABLE, str(folder))
+    monkeypatch.setenv(PORT_VARIABLE, "9090")
+    Metrics()
+    assert len(answers) == 1
 
 
 def test_replicas_of_one_machine_share_a_port(folder: Path) -> None:
