@@ -16,6 +16,7 @@ from reir.models.nano.encoder import cpu_path
 from reir.query.search import CheckpointExtras
 from reir.query.verify.photos import PixelVerifier
 from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.photos import MAX_NAME_BYTES
 from reir_serving.backend.service import SLICE_QUERIES
 from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import Limits, LiveSettings
@@ -283,6 +284,15 @@ def test_galleries_that_are_not_served_do_not_exist_for_clients(client_of: Any) 
     assert [each["name"] for each in client.get("/v1/galleries").json()["galleries"]] == ["other"]
     body = {"gallery": "photos", "expression": "the red box"}
     assert client.post("/v1/search", json=body).status_code == 404
+
+
+def test_a_photo_with_a_long_name_keeps_the_end_of_its_name(
+    client: TestClient, magenta_box: bytes
+) -> None:
+    files = {"image": ("folder/" + 300 * "x" + ".png", magenta_box, "image/png")}
+    added = client.post("/v1/galleries/photos/images", files=files)
+    name = added.json()["uri"].rpartition("/")[2]
+    assert name == (MAX_NAME_BYTES - 4) * "x" + ".png"
 
 
 def test_a_photo_is_added_found_and_deleted(client: TestClient, magenta_box: bytes) -> None:

@@ -188,7 +188,7 @@ async def add_image(
     context.writable(gallery)
     own = context.caller.add_tenant(_parse_attributes(attributes))
     # Only the name, because a path from the client must not choose where the photo is stored.
-    name = PurePath(image.filename or "").name[:120]
+    name = PurePath(image.filename or "").name
     record = await context.backend.add_image(gallery, await image.read(), name, own)
     context.note_write("add", gallery, {"image_id": record.image_id, "bytes": record.size_bytes})
     answer = json_response(
