@@ -16,6 +16,7 @@ from reir.models.interfaces import InstanceEncoder
 from reir.store import InstanceStore, default_location, is_embedded
 from reir.store.contract import VersionInfo
 from reir.store.memory import MemoryStore
+from reir.store.names import images_collection, instances_collection
 from reir_ingestion.known_sources import known_sources
 from reir_ingestion.pipeline import index
 from reir_ingestion.reindex.known_files import KnownFilesSource
@@ -78,7 +79,7 @@ def make_plan(  # noqa: PLR0913 - each is needed, and they have no common name
     sources = [each.open() for each in known]
     listed = UriSet(uri for source in sources for uri in source.uris())
     live = store.live_version(gallery)
-    infos = {each.name: each for each in store.versions(gallery)}
+    (info,) = [each for each in store.versions(gallery) if each.name == live]
     rows = store.iter_images(gallery, live, status="indexed")
     others = sum(
         # The same photos that the job itself takes over in its `_index_others`.
@@ -89,7 +90,7 @@ def make_plan(  # noqa: PLR0913 - each is needed, and they have no common name
         sources={each.text: sum(1 for _ in each.uris()) for each in sources},
         others=others,
         photos_per_s=_measure(_samples(store, gallery, live, sources), encoder, options),
-        bytes_needed=_bytes_needed(location, infos[live], [*infos.values()]),
+        bytes_needed=_bytes_needed(location, gallery, info),
         bytes_free=shutil.disk_usage(_folder(location)).free if is_embedded(location) else None,
     )
 
@@ -120,14 +121,19 @@ def _samples(
         yield KnownFilesSource(text, tuple(islice(source.files(), SAMPLE_PHOTOS)), source)
 
 
-def _bytes_needed(location: str | None, live: VersionInfo, versions: Sequence[VersionInfo]) -> int:
+def _bytes_needed(location: str | None, gallery: str, live: VersionInfo) -> int:
     """Estimate the size of the candidate: it has about as many instances as the live version."""
     if not is_embedded(location):
         return live.num_instances * SERVER_BYTES_PER_INSTANCE
-    files = (path for path in _folder(location).rglob("*") if path.is_file())
-    stored = sum(path.stat().st_size for path in files)
-    total = sum(each.num_instances for each in versions)
-    return round(stored * live.num_instances / max(total, 1))
+    # Folders and files of an embedded store are named after the collections.
+    names = (images_collection(gallery, live.name), instances_collection(gallery, live.name))
+    folder = _folder(location)
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+        and any(part.partition(".")[0] in names for part in path.relative_to(folder).parts)
+    )
 
 
 def _folder(location: str | None) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from reir.store import open_store
 from reir.store.memory import MemoryStore
 from reir_ingestion.known_sources import known_source
 from reir_ingestion.pipeline import index
@@ -30,3 +32,20 @@ def test_on_a_server_the_disk_is_estimated_from_what_was_measured(photos: Path) 
     measured = figures["scale.disk_gib"] * 2**30 / figures["scale.instances"]
     assert plan.bytes_needed == pytest.approx(live.num_instances * measured, rel=0.05)
     assert plan.bytes_free is None
+
+
+def test_other_galleries_of_an_embedded_store_do_not_count(photos: Path, tmp_path: Path) -> None:
+    location = str(tmp_path / "store")
+    options = IndexOptions(origin=known_source(photos, SourceOptions()), encoder_spec="")
+
+    def needed() -> int:
+        request = ReindexRequest()
+        return make_plan(store, location, "g", request, FakeEncoder(), IndexOptions()).bytes_needed
+
+    with closing(open_store(location)) as store:
+        index(open_source(photos), "g", store, FakeEncoder(), options=options)
+        alone = needed()
+        index(open_source(photos), "g2", store, FakeEncoder(), options=options)
+        assert needed() == pytest.approx(alone, rel=0.1)
+    stored = sum(path.stat().st_size for path in Path(location).rglob("*") if path.is_file())
+    assert 0.25 * stored < alone < 0.75 * stored
