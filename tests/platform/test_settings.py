@@ -181,4 +181,5 @@ def test_wrong_settings_stop_a_command_but_not_its_help(
     write(home, "monitor: {prt: 1}")
     assert main.run(["monitor", "--once"]) == 2
     assert "unknown key 'prt'; did you mean 'port'?" in capsys.readouterr().err
-    assert main.run(["monitor", "--help"]) == 0
+    for option in ("--help", "-h"):
+        assert main.run(["monitor", option]) == 0

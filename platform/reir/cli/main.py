@@ -133,7 +133,7 @@ def _defaults(app: typer.Typer, arguments: Sequence[str]) -> dict[str, Any]:
     words = [each for each in arguments if not each.startswith("-")]
     section = SECTION_OF_COMMAND.get(words[0]) if words else None
     # Help must appear even if the settings have an error.
-    if section is None or "--help" in arguments:
+    if section is None or not {"-h", "--help"}.isdisjoint(arguments):
         return {}
     values = command_defaults(section)
     if any(group.name == words[0] for group in app.registered_groups):
