@@ -200,12 +200,13 @@ def test_without_schedules_their_packages_are_not_needed(home: Path) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Callable[..., str]]:
-    """An HTTP server that answers /v1/about with the given values, at the given time."""
+    """An HTTP server that answers /v1/about with the given values, late, by another clock."""
     running: list[http.server.HTTPServer] = []
 
-    def start(about: object, seconds: float = 0.0) -> str:
+    def start(about: object, seconds: float = 0.0, delay_s: float = 0.0) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                time.sleep(delay_s)
                 self.send_response_only(200)
                 self.send_header("Date", formatdate(time.time() + seconds, usegmt=True))
                 self.end_headers()
@@ -270,6 +271,14 @@ def test_an_address_with_a_space_does_not_answer() -> None:
 def test_another_server_is_not_one_of_reir(server: Callable[..., str], about: object) -> None:
     (found,) = remote.check_server(server(about=about), None)
     assert (found.status, "is not a server of reir" in found.detail) == ("fail", True)
+
+
+def test_a_slow_answer_is_not_a_wrong_clock(
+    server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.cli.doctor.galleries.SKEW_S", 0.5)
+    address = server({"release": reir.__version__, "checkpoints": []}, delay_s=2)
+    assert [each.status for each in remote.check_server(address, None)] == ["ok", "ok"]
 
 
 def test_a_cluster_is_checked_within_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:

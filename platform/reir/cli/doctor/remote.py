@@ -38,9 +38,10 @@ def check_server(url: str, encoder: InstanceEncoder | None) -> Iterator[Check]:
     """
     advice = "start it with `reir serve`, or correct --server"
     try:
-        asked_s = time.time()
         with urllib.request.urlopen(f"{url.rstrip('/')}/v1/about", timeout=SERVER_TIMEOUT_S) as got:
-            about, date = json.load(got), got.headers["Date"]
+            # Not before the request: a server may take longer to answer than clocks may differ.
+            answered_s, date = time.time(), got.headers["Date"]
+            about = json.load(got)
     # HTTPException: the address is invalid, the answer is cut, or it is of another protocol.
     except (OSError, ValueError, HTTPException) as error:
         yield Check("server", "fail", f"{url} does not answer: {error}", advice)
@@ -61,7 +62,7 @@ def check_server(url: str, encoder: InstanceEncoder | None) -> Iterator[Check]:
     else:
         yield Check("server", "ok", detail)
     if date:
-        yield clock_check(f"server {url}", parsedate_to_datetime(date).timestamp() - asked_s)
+        yield clock_check(f"server {url}", parsedate_to_datetime(date).timestamp() - answered_s)
 
 
 def check_cluster() -> Iterator[Check]:
