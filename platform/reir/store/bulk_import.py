@@ -94,7 +94,8 @@ def _staged_file(collection: MilvusCollection, rows: Iterable[Row], storage: str
     finally:
         try:
             filesystem.delete_file(path)
-        except STORAGE_ERRORS as error:  # the import itself has succeeded
+        # Not an error: an import that succeeded stays so, and one that failed has its own error.
+        except STORAGE_ERRORS as error:
             logger.warning(
                 "cannot delete the import file %s, which is no longer needed: %s",
                 without_secrets(path),

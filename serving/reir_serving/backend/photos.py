@@ -196,13 +196,13 @@ class Photos:
             num_instances=len(encoded.instances),
             attributes=attributes,
         )
-        # If this photo is in the gallery with other attributes, its duplicates keep those, so one
-        # of them has to take over the instances.
         if tombstones_of(self.store, gallery).covers(record):
             raise PhotoErased(
                 f"this photo was erased from gallery '{gallery}'; whoever operates the server can "
                 f"admit it again with `reir index FILE --gallery {gallery} --include-erased`"
             )
+        # If this photo is in the gallery with other attributes, its duplicates keep those, so one
+        # of them has to take over the instances.
         hand_over(self.store, gallery, version, [record.image_id])
         holder = self._holder(gallery, version, record)
         while holder:

@@ -2,7 +2,9 @@
 
 Milvus Lite writes when it opens a store: locks, a write-ahead log, cleanup. The copy lets it do so.
 Large files are symlinks to the store, so that the copy is small and fast to make. Writes that reach
-the store after the copy was made are not seen.
+the store after the copy was made are not seen, except by searches: a process that has already
+searched a version reads on in its journal. One that has not finds that the journal does not match
+the copy, and rebuilds it from there.
 """
 
 from __future__ import annotations
