@@ -118,12 +118,16 @@ def test_the_user_can_retry_after_an_error_of_the_server(page: Page) -> None:
     expect(page.locator(".name").first).to_have_text("red left.png")
 
 
+def use_key(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
 def test_a_key_is_asked_for_and_sent(tab: Tab) -> None:
     page = tab.page
     page.route("**/v1/galleries", refusing(401))
     page.goto("/")
-    page.get_by_label("API key").fill("let-me-in")
-    page.get_by_role("button", name="Use this key").click()
+    use_key(page, "let-me-in")
     expect(page.locator("#gallery")).to_have_value(GALLERY)
     search(page, "the blue one")
     expect(page.locator(".card .frame[data-state=shown]").first).to_be_visible()
@@ -137,12 +141,10 @@ def test_a_key_that_cannot_be_sent_is_not_kept(tab: Tab) -> None:
     page = tab.page
     page.route("**/v1/galleries", refusing(401))
     page.goto("/")
-    page.get_by_label("API key").fill("let\u2013me\u2013in")
-    page.get_by_role("button", name="Use this key").click()
+    use_key(page, "let\u2013me\u2013in")
     expect(page.get_by_role("alert")).to_contain_text("contains \u201c\u2013\u201d")
     assert page.evaluate("sessionStorage.length") == 0
-    page.get_by_label("API key").fill("let-me-in")
-    page.get_by_role("button", name="Use this key").click()
+    use_key(page, "let-me-in")
     expect(page.locator("#gallery")).to_have_value(GALLERY)
 
 
