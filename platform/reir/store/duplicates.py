@@ -77,15 +77,18 @@ def remove_shared_image(store: InstanceStore, gallery: str, version: str, image_
     """Like `remove_images`, for an image of which somebody may be adding a duplicate meanwhile.
 
     Such a duplicate names the holder that it has found. If that one is deleted right afterwards,
-    the duplicate gets its instances here.
+    the duplicate gets its instances here, or names the earlier duplicate that has taken over.
     """
     whole = store.get_indexed(gallery, version, [image_id]).get(image_id)
     removed = remove_images(store, gallery, version, [image_id])
     if whole is not None and whole.record.holds_instances:
-        content = whole.record.content_hash
-        found = store.find_content(gallery, version, {content}).get(content, ())
-        if left := _staying(found, image_id, ()):
-            store.upsert_images(gallery, version, list(_taken_over(whole, left)))
+        content = {whole.record.content_hash}
+        found = by_content(store.find_content(gallery, version, content))
+        rows = found.get(content_key(whole.record), [])
+        if left := _staying(rows, image_id, ()):
+            if not any(row.holds_instances for row in rows):
+                store.upsert_images(gallery, version, list(_taken_over(whole, left)))
+            merge_holders(store, gallery, version, content)
     return removed
 
 

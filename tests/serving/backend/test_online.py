@@ -173,6 +173,30 @@ def test_uploads_right_before_an_equal_photo_is_deleted_can_be_found(
     assert photos.get(*place, holder.image_id) is None
 
 
+def test_an_upload_while_an_equal_photo_is_handed_over_adds_no_second_holder(
+    photos: Photos, pair: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is complete after the duplicates are read, and before the first of them takes over."""
+    place, encoded = ("g", "v1"), encode(photos, pair)
+    holder, heir = (photos.add(place, encoded, pair, name, {}) for name in ("a.png", "b.png"))
+    write = photos.store.upsert_images
+    added: list[ImageRecord] = []
+
+    def add_then_write(*arguments: Any) -> None:
+        monkeypatch.setattr(photos.store, "upsert_images", write)
+        added.append(photos.add(place, encoded, pair, "c.png", {}))
+        write(*arguments)
+
+    monkeypatch.setattr(photos.store, "upsert_images", add_then_write)
+    assert photos.delete(*place, holder.image_id)
+    assert [each.same_as for each in added] == [holder.image_id]
+    (rows,) = photos.store.find_content(*place, {holder.content_hash}).values()
+    assert {row.image_id: (row.same_as, row.num_instances) for row in rows} == {
+        heir.image_id: ("", 2),
+        added[0].image_id: (heir.image_id, 0),
+    }
+
+
 def test_a_photo_is_deleted_from_all_versions(photos: Photos, pair: bytes) -> None:
     encoded = encode(photos, pair)
     photos.store.create_version("g", "v0", photos.store.versions("g")[0].spec)
