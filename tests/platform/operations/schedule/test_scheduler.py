@@ -168,21 +168,26 @@ def test_schedules_that_wait_for_their_jitter_do_not_keep_others_from_running(
 
 
 def test_only_so_many_commands_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    running_now, most = tmp_path / "now", 0
-    running_now.mkdir()
+    """Each command counts those that run: when a second one has started, and a little later."""
+    began, now, counts = tmp_path / "began", tmp_path / "now", tmp_path / "counts"
+    began.mkdir()
+    now.mkdir()
     program = (
         "import os, time; from pathlib import Path\n"
-        f"file = Path({str(running_now)!r}) / str(os.getpid())\n"
-        "file.touch(); time.sleep(0.5); file.unlink()"
+        f"began, now, counts = (Path(each) for each in {[str(began), str(now), str(counts)]})\n"
+        "deadline_s, own = time.monotonic() + 10, str(os.getpid())\n"
+        "(now / own).touch(); (began / own).touch()\n"
+        "while len(os.listdir(began)) < 2 and time.monotonic() < deadline_s: time.sleep(0.02)\n"
+        "for pause_s in (0.5, 0.0):\n"
+        "    counts.open('a').write(f'{len(os.listdir(now))} '); time.sleep(pause_s)\n"
+        "(now / own).unlink()"
     )
     monkeypatch.setattr(scheduler, "_MAX_PARALLEL", 2)
     with Running(tmp_path) as running:
         for number in range(4):
             add_schedule(running.file, f"s-{number}", schedule(program, added_s=long_ago()))
-        while len(running.ended) < 4:
-            most = max(most, len(list(running_now.iterdir())))
-            time.sleep(0.02)
-    assert most == 2
+        running.wait_for(4)
+    assert max(counts.read_text().split()) == "2"
 
 
 @pytest.mark.parametrize("changes", [None, {"time_limit_s": 60.0}])
@@ -220,9 +225,9 @@ def test_a_full_disk_does_not_stop_the_scheduler(
 ) -> None:
     with Running(tmp_path) as running:
         running.wait_until(lambda: is_scheduler_alive(running.folder))
-        heartbeat = running.folder / scheduler.HEARTBEAT
-        heartbeat.unlink()
-        heartbeat.symlink_to("/dev/full")  # every write to it says that there is no space left
+        heartbeat, full = running.folder / scheduler.HEARTBEAT, tmp_path / "full"
+        full.symlink_to("/dev/full")  # every write to it says that there is no space left
+        full.replace(heartbeat)  # in one step, since the scheduler makes the file again
         running.wait_until(lambda: "No space left on device" in caplog.text)
         add_schedule(running.file, "late", schedule(added_s=long_ago()))
         running.wait_for(1)
