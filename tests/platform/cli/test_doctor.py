@@ -24,7 +24,7 @@ from reir.cli.doctor.galleries import check_clock, check_galleries
 from reir.errors import StoreDamaged
 from reir.operations.lease import hold_lease
 from reir.operations.schedule.runs import run_schedule
-from reir.operations.schedule.schedules import Schedule, add_schedule
+from reir.operations.schedule.schedules import Schedule, add_schedule, remove_schedule
 from reir.store import VersionSpec
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder
@@ -176,6 +176,10 @@ def test_schedules_that_failed_or_are_late_or_have_no_scheduler_are_found(home: 
     assert "`reir schedule runs failing`" in found["schedule failing"].advice
     assert "no success, although it was due 24 hours ago" in found["schedule late"].detail
     assert found["schedule waiting"] == Check("schedule waiting", "ok", "not due yet")
+    remove_schedule(file, "failing")
+    add_schedule(file, "failing", a_schedule(("doctor",), "0 0 1 1 *", time.time()))
+    found = {each.name: each for each in operations.check_schedules()}
+    assert found["schedule failing"] == Check("schedule failing", "ok", "not due yet")
     (runs / "scheduler.alive").write_text("1")
     assert "schedules" not in {each.name for each in operations.check_schedules()}
 

@@ -92,10 +92,10 @@ def check_schedules() -> Iterator[Check]:
 
 def check_schedule(folder: Path, name: str, schedule: Schedule) -> Check:
     """Check the last runs of one schedule."""
-    from reir.operations.schedule.runs import due_s, last_runs
+    from reir.operations.schedule.runs import due_s, own_runs
 
     label, look = f"schedule {name}", f"`reir schedule runs {name}` shows its output"
-    ended = [run for run in last_runs(folder, name) if run.status != "running"]
+    ended = [run for run in own_runs(folder, name, schedule) if run.status != "running"]
     if ended and ended[0].has_failed:
         when = age(time.time() - ended[0].started_s)
         return Check(label, "warn", f"the last run, {when} ago, {_how(ended[0].status)}", look)

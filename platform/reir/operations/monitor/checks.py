@@ -116,7 +116,7 @@ def check_schedules(system: MonitoredSystem) -> Iterator[Sample]:
     """Tell whether the scheduler runs, and how the last runs ended."""
     if system.schedules is None:
         return
-    from reir.operations.schedule.runs import due_s, last_runs, last_success_s
+    from reir.operations.schedule.runs import due_s, last_success_s, own_runs
     from reir.operations.schedule.scheduler import is_scheduler_alive
     from reir.operations.schedule.schedules import read_schedules
 
@@ -126,7 +126,7 @@ def check_schedules(system: MonitoredSystem) -> Iterator[Sample]:
         return
     yield metrics.SCHEDULER_UP.sample(is_scheduler_alive(folder))
     for name, schedule in known.items():
-        ended = [run for run in last_runs(folder, name) if run.status != "running"]
+        ended = [run for run in own_runs(folder, name, schedule) if run.status != "running"]
         yield metrics.SCHEDULE_FAILED.sample(bool(ended and ended[0].has_failed), name)
         yield metrics.SCHEDULE_SUCCEEDED.sample(last_success_s(folder, name, schedule), name)
         due = due_s(folder, name, schedule)

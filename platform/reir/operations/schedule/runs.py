@@ -121,11 +121,17 @@ def last_runs(folder: Path, name: str, limit: int = KEPT_RUNS) -> list[Scheduled
     return found
 
 
+def own_runs(
+    folder: Path, name: str, schedule: Schedule, limit: int = KEPT_RUNS
+) -> list[ScheduledRun]:
+    """Like `last_runs`, without those of a schedule of the same name that was removed before."""
+    return [run for run in last_runs(folder, name, limit) if run.started_s >= schedule.added_s]
+
+
 def last_success_s(folder: Path, name: str, schedule: Schedule) -> float:
     """Return the Unix time at which a schedule last succeeded; at first, when it was added."""
-    ends = (run.ended_s for run in last_runs(folder, name) if run.status == "succeeded")
-    # The last success may be one of a schedule of the same name that was removed before.
-    return max(schedule.added_s, next(ends, 0.0))
+    runs = own_runs(folder, name, schedule)
+    return next((run.ended_s for run in runs if run.status == "succeeded"), schedule.added_s)
 
 
 def due_s(folder: Path, name: str, schedule: Schedule) -> float | None:

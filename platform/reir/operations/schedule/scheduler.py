@@ -20,7 +20,7 @@ from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from reir.errors import ConfigError, JobRunning
-from reir.operations.schedule.runs import ScheduledRun, last_runs, run_schedule
+from reir.operations.schedule.runs import ScheduledRun, own_runs, run_schedule
 from reir.operations.schedule.schedules import Schedule, read_schedules
 from reir.store.embedded.locks import FileLock
 
@@ -135,9 +135,8 @@ class Scheduler:
 
     def _was_missed(self, name: str, schedule: Schedule) -> bool:
         """Whether a run was due since the last one, while no scheduler ran."""
-        runs = last_runs(self._folder, name, 1)
-        # The last run may be one of a schedule of the same name that was removed before.
-        since_s = max(schedule.added_s, runs[0].started_s if runs else 0.0)
+        runs = own_runs(self._folder, name, schedule, 1)
+        since_s = runs[0].started_s if runs else schedule.added_s
         due = schedule.next_due(datetime.fromtimestamp(since_s, UTC))
         return due is not None and due.timestamp() < time.time()
 

@@ -28,7 +28,7 @@ from reir.operations.monitor.exporter import Monitor, serve_metrics
 from reir.operations.monitor.metrics import METRICS, RECALL, STORE_UP, MonitorCollector, Sample
 from reir.operations.monitor.searches import LoggedSearches
 from reir.operations.schedule.runs import run_schedule
-from reir.operations.schedule.schedules import Schedule, add_schedule
+from reir.operations.schedule.schedules import Schedule, add_schedule, remove_schedule
 from reir.store import InstanceStore, open_store
 from reir_ingestion.known_sources import known_source
 from reir_ingestion.pipeline import index
@@ -235,6 +235,9 @@ def test_schedules_are_told(system: MonitoredSystem, monkeypatch: pytest.MonkeyP
     assert values["reir_monitor_schedule_failed,nightly"] == 1
     assert values["reir_monitor_schedule_success_timestamp_seconds,nightly"] == 1_700_000_000
     assert values["reir_monitor_schedule_due_timestamp_seconds,nightly"] < time.time()
+    remove_schedule(file, "nightly")
+    add_schedule(file, "nightly", nightly.model_copy(update={"added_s": time.time()}))
+    assert measure(system)["reir_monitor_schedule_failed,nightly"] == 0, "another schedule failed"
 
 
 def test_a_store_that_is_gone_is_told_and_other_values_stay(system: MonitoredSystem) -> None:

@@ -15,7 +15,13 @@ import pytest
 
 from reir.errors import JobRunning
 from reir.operations.schedule import runs
-from reir.operations.schedule.runs import due_s, last_runs, last_success_s, run_schedule
+from reir.operations.schedule.runs import (
+    due_s,
+    last_runs,
+    last_success_s,
+    own_runs,
+    run_schedule,
+)
 from reir.store.embedded.locks import FileLock
 from reir_testing.operations.scheduled_programs import long_ago, schedule
 
@@ -196,6 +202,17 @@ def test_when_a_schedule_should_have_succeeded_again(tmp_path: Path) -> None:
     later = due_s(tmp_path, "a", schedule(added_s=added))
     assert later is not None
     assert time.time() < later <= time.time() + 86_400
+
+
+def test_a_schedule_that_is_added_again_has_no_runs(tmp_path: Path) -> None:
+    """The runs of the removed one of the same name are kept, but are not its own."""
+    first = run_schedule(tmp_path, "a", schedule("sys.exit(3)"))
+    again = schedule(added_s=time.time())
+    assert own_runs(tmp_path, "a", schedule()) == [first]
+    assert own_runs(tmp_path, "a", again) == []
+    second = run_schedule(tmp_path, "a", again)
+    assert own_runs(tmp_path, "a", again) == [second]
+    assert last_runs(tmp_path, "a") == [second, first]
 
 
 def test_a_schedule_that_is_added_again_is_due_after_that(tmp_path: Path) -> None:
