@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,13 +118,16 @@ def add(  # noqa: PLR0913, every argument is an option of the command
 
 def list_schedules(file: File = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """List the schedules, when they are due, and how their last runs ended."""
-    from reir.operations.schedule.runs import last_runs
+    from reir.operations.schedule.runs import own_runs
     from reir.operations.schedule.scheduler import is_scheduler_alive, next_due_times
     from reir.operations.schedule.schedules import read_schedules
 
     known, place = read_schedules(_file(file)), _folder(folder)
     due = next_due_times(known)
-    last = {name: next(iter(last_runs(place, name, 1)), None) for name in known}
+    last = {
+        name: next(iter(own_runs(place, name, schedule, 1)), None)
+        for name, schedule in known.items()
+    }
     if as_json:
         print_json(
             {
@@ -172,7 +177,7 @@ def remove(name: Name, file: File = None) -> None:
 def run_now(name: Name, file: File = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """Run a schedule once, now, and wait for its end; the exit status is 1 if it fails.
 
-    Ctrl-C stops the command; the exit status is 130 then.
+    Ctrl-C, or closing the terminal, stops the command; the exit status is 130 then.
     """
     from reir.operations.schedule.runs import run_schedule
     from reir.operations.schedule.schedules import find_schedule, read_schedules
@@ -254,10 +259,26 @@ def parse_duration(option: str, text: str) -> float:
 
 
 def _stop_signal() -> threading.Event:
-    """Return an event that Ctrl-C or SIGTERM sets, instead of ending the process."""
+    """Return an event that Ctrl-C, SIGTERM or SIGHUP sets, instead of ending the process.
+
+    SIGHUP says that the terminal was closed; under `nohup`, it stays ignored.
+    """
+    from reir.operations.schedule.runs import STOP_GRACE_S
+
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # A signal handler may call `SimpleQueue.put`, but not `Event.set`, which could wait for itself.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def stop_at_first() -> None:
+        signals.get()
+        with suppress(OSError):  # the terminal may be gone
+            typer.echo(f"stopping; a running command has {STOP_GRACE_S:.0f} s to finish", err=True)
+        stop.set()
+
+    threading.Thread(target=stop_at_first, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: signals.put(number))
     return stop
 
 

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,9 @@ def test_the_commands_as_a_user_types_them(tmp_path: Path, monkeypatch: pytest.M
     assert "did you mean 'check'" in wrong.stderr
     assert reir("schedule", "remove", "check", home=tmp_path).returncode == 0
     assert "No schedules yet" in reir("schedule", "list", home=tmp_path).stderr
+    reir("schedule", "add", "check", "--cron", "0 3 * * *", "--", "doctor", home=tmp_path)
+    assert '"last_run": null' in reir("schedule", "list", "--json", home=tmp_path).stdout
+    assert "succeeded" in reir("schedule", "runs", "check", home=tmp_path).stdout
 
 
 def test_the_scheduler_process_ends_cleanly(tmp_path: Path) -> None:
@@ -74,39 +78,77 @@ def test_the_scheduler_process_ends_cleanly(tmp_path: Path) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_run_now_stops_the_command(tmp_path: Path, number: signal.Signals) -> None:
-    command = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+@contextmanager
+def running_now(
+    home: Path, *, seconds: float = 60, before: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Yield a `reir schedule run-now`, and the process id of the command that it runs.
+
+    Args:
+        home: folder of the schedules.
+        seconds: how long the command runs.
+        before: Python code that comes first.
+    """
+    command = f"import os, time; print(os.getpid(), flush=True); time.sleep({seconds})"
     program = (
-        "import sys; from reir.operations.schedule import runs\n"
+        f"{before}\nimport sys; from reir.operations.schedule import runs\n"
         f"runs._REIR = [sys.executable, '-c', {command!r}]\n"
         "from reir.cli.main import main; main()"
     )
-    add_schedule(
-        tmp_path / "schedules.yaml", "slow", Schedule(command=("doctor",), cron="0 3 * * *")
-    )
-    folder = tmp_path / "schedule-runs"
+    add_schedule(home / "schedules.yaml", "slow", Schedule(command=("doctor",), cron="0 3 * * *"))
     with subprocess.Popen(
         [sys.executable, "-c", program, "schedule", "run-now", "slow"],
-        env={**os.environ, "REIR_HOME": str(tmp_path)},
+        env={**os.environ, "REIR_HOME": str(home)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        pid = wait_for_pid(folder)
+        pid = wait_for_pid(home / "schedule-runs")
         try:
-            process.send_signal(number)
-            shown, _ = process.communicate(timeout=30)
-            assert process.returncode == 130
-            assert "stopped after" in shown
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
+            yield process, pid
         finally:
             for each in (process.pid, pid):
                 with suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
-    (run,) = last_runs(folder, "slow")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_run_now_stops_the_command(tmp_path: Path, number: signal.Signals) -> None:
+    with running_now(tmp_path) as (process, pid):
+        process.send_signal(number)
+        process.send_signal(number)
+        shown, told = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "stopped after" in shown
+        assert told == "stopping; a running command has 60 s to finish\n"
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    (run,) = last_runs(tmp_path / "schedule-runs", "slow")
     assert (run.status, run.exit_code) == ("stopped", -signal.SIGINT)
     assert run.ended_s > run.started_s
+
+
+def test_a_run_that_is_stopped_is_recorded_although_nobody_reads_any_more(tmp_path: Path) -> None:
+    """A lost SSH connection, for example, closes the streams before the signal comes."""
+    with running_now(tmp_path) as (process, pid):
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+        process.send_signal(signal.SIGHUP)
+        process.wait(30)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    (run,) = last_runs(tmp_path / "schedule-runs", "slow")
+    assert (run.status, run.exit_code) == ("stopped", -signal.SIGINT)
+
+
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(tmp_path: Path) -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with running_now(tmp_path, seconds=1, before=ignored) as (process, _):
+        process.send_signal(signal.SIGHUP)
+        shown, told = process.communicate(timeout=30)
+        assert (process.returncode, told) == (0, "")
+        assert "succeeded after" in shown
 
 
 def wait_for_pid(folder: Path) -> int:
