@@ -178,7 +178,8 @@ class ServeConfig(StrictConfig):
     localizer: Replicas = Replicas(target_ongoing_requests=1.0)
     access_log: Path | None = None
     search_log: Path | None = None
-    # A hundred years: before the year 1, there are no dates.
+    # The date so many days ago must exist, and dates begin with the year 1; a hundred years are
+    # enough.
     search_log_days: int = Field(KEEP_DAYS, ge=1, le=36_500)
     graceful_shutdown_timeout_s: float = Field(20.0, gt=0)
     ray_metrics_port: int = Field(0, ge=0, le=65_535)
