@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +183,12 @@ def test_feedback_that_is_not_recorded(
 
 
 def test_without_a_search_log_nothing_is_offered(browser: Browser, tmp_path: Path) -> None:
-    with page_server(tmp_path, None) as address:
-        tab = Tab(browser, address)
+    with page_server(tmp_path, None) as address, closing(Tab(browser, address)) as tab:
         tab.page.goto("/")
         viewer = open_first(tab.page, "the red one on the left")
         expect(viewer.locator("#viewer-side .actions")).to_be_visible()
         names = re.compile(f"^(Right|Wrong|{NOT_HERE})$")
         expect(tab.page.get_by_role("button", name=names, include_hidden=True)).to_have_count(0)
-        tab.close()
 
 
 # ------------------------------------------------------------------------------------ drawing a box
