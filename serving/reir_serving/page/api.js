@@ -4,14 +4,15 @@ const KEY = "reir-key";
 
 /** An error: the fields of RFC 9457, or status 0 if there was no answer. */
 export class Problem extends Error {
-  constructor({ status = 0, title = "", detail = "", errors = [], request_id = "" }, retryAfter) {
+  constructor(fields, retryAfter) {
+    const { type = "", status = 0, title = "", detail = "", errors = [], request_id = "" } = fields;
     super(detail || title);
-    Object.assign(this, { status, title, detail, errors, requestId: request_id, retryAfter });
+    Object.assign(this, { type, status, title, detail, errors, requestId: request_id, retryAfter });
   }
 }
 
-/** The first character that is not ASCII: no key has one, and a request may not carry it. */
-export const foreignTo = (key) => key.match(/[^\x20-\x7e]/u)?.[0];
+/** The first character that no key has. */
+export const foreignTo = (key) => key.match(/\W/u)?.[0];
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 

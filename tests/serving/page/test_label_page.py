@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,10 +71,13 @@ def label_server(
         thread = threading.Thread(target=served.run)
         thread.start()
         while not served.started:
+            assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}"
-        served.should_exit = True
-        thread.join(10)
+        try:
+            yield f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            served.should_exit = True
+            thread.join(10)
 
 
 @pytest.fixture
@@ -219,26 +222,32 @@ def test_an_answer_to_a_question_of_an_earlier_run_is_refused(
     browser: Browser, tmp_path: Path, folder: Path
 ) -> None:
     """The command is ended, and started again on the same port, while a page is open."""
-    with label_server(tmp_path, folder, ["the red one"]) as address:
-        tab = Tab(browser, address)
-        page = tab.page
-        page.goto("/label/")
-        shown(page)
-    page.keyboard.press("y")
-    problem = page.locator("#problem")
-    expect(problem).to_contain_text("it is sent again")
-    port = urlsplit(address).port
-    assert port is not None
-    with label_server(tmp_path, folder, ["the blue one"], port):
-        expect(problem).to_contain_text("was refused and is not saved")
-        expect(problem).to_contain_text("reload the page")
-        assert read_feedback(folder, GALLERY) == []
-        page.reload()
-        assert shown(page)[0] == "the blue one"
-        page.keyboard.press("y")
-        expect(page.locator("#progress")).to_have_text("1 answer, 0 questions left.")
-        assert verdicts(folder, "the blue one") == ["right"]
-        tab.close()
+    with ExitStack() as ending:
+        with label_server(tmp_path, folder, ["the red one", "the green one"]) as address:
+            tab = ending.enter_context(closing(Tab(browser, address)))
+            page = tab.page
+            page.goto("/label/")
+            shown(page)
+        page.keyboard.press("s")
+        problem = page.locator("#problem")
+        expect(problem).to_contain_text("it is sent again")
+        port = urlsplit(address).port
+        assert port is not None
+        with label_server(tmp_path, folder, ["the blue one"], port):
+            expect(problem).to_contain_text("was refused and is not saved")
+            expect(problem).to_contain_text("reload the page")
+            expect(page.locator("#expression")).to_contain_text("Reload the page")
+            for key in "us":  # neither an earlier question can be answered, nor the next one
+                page.keyboard.press(key)
+            expect(page.locator("#shown")).to_be_empty()
+            expect(page.locator("#replies")).to_be_empty()
+            expect(page.locator("#progress")).to_be_empty()
+            assert read_feedback(folder, GALLERY) == []
+            page.reload()
+            assert shown(page)[0] == "the blue one"
+            page.keyboard.press("y")
+            expect(page.locator("#progress")).to_have_text("1 answer, 0 questions left.")
+            assert verdicts(folder, "the blue one") == ["right"]
 
 
 def run_of(address: str) -> str:

@@ -18,7 +18,7 @@ const CHOICES = {
 };
 const UNDO = "u";
 
-let run = ""; // names the run of the command, whose questions these are
+let run = ""; // names the run of the command, whose questions these are; empty once it has ended
 let open = []; // questions, the one that is shown first
 let past = []; // questions with a reply, the last one at the end
 const attempts = new Map(); // number of a question -> how often it was answered
@@ -75,6 +75,10 @@ const choice = ({ key, text }, click, name) =>
   button({ click, "data-reply": name, "aria-keyshortcuts": key }, make("kbd", {}, key), text);
 
 function showProgress() {
+  if (!run) {
+    byId("progress").textContent = "";
+    return;
+  }
   const waiting = unsent > 0 ? ` ${count(unsent, "answer")} not saved yet.` : "";
   byId("progress").textContent =
     `${count(past.length, "answer")}, ${count(Math.max(left - unsent, 0), "question")} left.${waiting}`;
@@ -83,7 +87,8 @@ function showProgress() {
 function showEnd() {
   showProgress();
   byId("ask").textContent = "";
-  byId("expression").textContent = unsent > 0 ? "Saving \u2026" : "No questions are left. Thank you.";
+  byId("expression").textContent = !run ? "Reload the page for the questions of the new run."
+    : unsent > 0 ? "Saving \u2026" : "No questions are left. Thank you.";
   byId("shown").replaceChildren();
   byId("replies").replaceChildren();
 }
@@ -120,10 +125,18 @@ async function send(body) {
       const outcome = refused ? "was refused and is not saved" : "could not be saved; it is sent again";
       byId("problem").textContent = `An answer ${outcome}. ${title}. ${advice}`;
       byId("problem").hidden = false;
+      if (problem.type?.endsWith("/earlier-run")) endRun();
       if (refused) return drop(body.question);
       await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
     }
   }
+}
+
+/** Ask nothing more: the server refuses every reply to the questions of a run that has ended. */
+function endRun() {
+  run = "";
+  open = [];
+  past = [];
 }
 
 /** Forget a reply that was refused. */
