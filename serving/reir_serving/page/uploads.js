@@ -14,14 +14,22 @@ export function listenForPhotos(on) {
   choose("pick", "pick-file", ([file]) => on.localize(file));
   choose("add", "add-file", (files) => add(files, on.gallery()).then(on.added));
   window.addEventListener("paste", (event) => {
-    if (!isText(event)) useFirst(event.clipboardData?.files, on);
+    const files = event.clipboardData?.files;
+    if (!files?.length || isText(event)) return;
+    event.preventDefault(); // the name of the file is not put into a field
+    useFirst(files, on);
   });
   drops(on);
 }
 
-/** Whether a paste puts text into a field; office programs copy a picture of the text with it. */
-const isText = ({ target, clipboardData }) =>
-  target.matches("input") && clipboardData?.types.includes("text/plain");
+const TEXT_FIELDS = "input:not([type=radio], [type=checkbox], [type=range])";
+
+/** Whether a paste of files puts text into a field: office programs copy a picture of the text with
+ * it. File managers copy the name of a file with it, which is not meant as text. */
+function isText({ target, clipboardData }) {
+  const text = clipboardData.getData("text/plain");
+  return target.matches(TEXT_FIELDS) && text !== "" && text !== clipboardData.files[0].name;
+}
 
 function choose(button, input, use) {
   byId(button).addEventListener("click", () => byId(input).click());
@@ -51,7 +59,7 @@ function drops(on) {
 }
 
 function useFirst(files, on) {
-  if (!files?.length) return;
+  if (!files.length) return;
   const photo = [...files].find((file) => file.type.startsWith("image/"));
   if (photo) on.localize(photo);
   else {

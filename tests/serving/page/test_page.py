@@ -265,7 +265,7 @@ PASTE = """([place, data, text]) => {
     const copied = new DataTransfer();
     copied.items.add(new File([bytes], "copied.png", { type: "image/png" }));
     if (text) copied.setData("text/plain", text);
-    document.querySelector(place).dispatchEvent(new ClipboardEvent("paste", {
+    return document.querySelector(place).dispatchEvent(new ClipboardEvent("paste", {
         bubbles: true, cancelable: true, clipboardData: copied }));
 }"""
 
@@ -275,11 +275,18 @@ PASTE = """([place, data, text]) => {
     [
         ("#sentence", "", True),
         ("#sentence", "the red one", False),  # cells of a spreadsheet come with their picture
+        ("#sentence", "copied.png", True),  # file managers put the name of the file next to it
+        ("[name=size]", "the red one", True),  # a radio button takes no text
+        ("#zoom", "the red one", True),
+        ("#presence", "the red one", True),
         ("body", "the red one", True),
     ],
 )
 def test_a_pasted_photo(page: Page, place: str, text: str, is_photo: bool) -> None:
-    page.evaluate(PASTE, [place, base64.b64encode(png("red left.png")).decode(), text])
+    inserts_text = page.evaluate(
+        PASTE, [place, base64.b64encode(png("red left.png")).decode(), text]
+    )
+    assert inserts_text is not is_photo
     expect(page.locator(".chip")).to_have_count(int(is_photo))
     expect(page.locator("body")).to_have_attribute("data-view", "local" if is_photo else "start")
 
