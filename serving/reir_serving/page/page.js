@@ -26,9 +26,9 @@ const NUM_EXAMPLES = 3;
 const NOTHING = Object.freeze({ hits: [], cursor: "", described: "", gallery: "" });
 const MIN_TYPED_CHARS = 3; // shorter sentences are not searched for while the user types
 
-let state = EMPTY_STATE;
+let state = fromHash(location.hash);
 let hasStarted = false; // whether the galleries are known, without which nothing can be searched
-let inField = ""; // the sentence of the state when its field was last set to it
+let inField = ""; // the sentence of the state when its field was last set to it; null: set it anew
 let upload = null; // {file, box}: a photo of the user; with a box, the search is for its content
 let shown = NOTHING;
 let galleries = [];
@@ -47,7 +47,7 @@ const viewer = new Viewer({
 
 /** Change the state, put it into the address, and search. */
 function update(changes, { typed = false } = {}) {
-  if (!hasStarted) return; // `start` takes what was typed until then, and the address
+  if (typed && !hasStarted) return; // `start` takes what was typed until then
   const before = state.sentence;
   state = { ...state, ...changes };
   // Otherwise, what was typed just before is still searched for.
@@ -61,7 +61,9 @@ function update(changes, { typed = false } = {}) {
 
 function addTerm(kind, instance, gallery) {
   remember([instance]);
-  update({ ...withTerm(state, kind, instance.instance_id), gallery });
+  // The terms of the state are instances of its gallery, which may be another one.
+  const before = gallery === state.gallery ? state : { ...state, gallery, terms: [] };
+  update(withTerm(before, kind, instance.instance_id));
 }
 
 const galleryOf = (name) => galleries.find((each) => each.name === name);
@@ -292,7 +294,9 @@ async function start() {
       `REIR ${about.release}. The models of this server compute in ${about.cpu_path}.`;
     hasStarted = true;
     const typed = byId("sentence").value.trim(); // while the page was loading
-    await (typed ? update({ sentence: typed }, { typed: true }) : run());
+    if (typed) inField = state.sentence; // the field keeps it, even if it is not searched for
+    await (typed.length >= MIN_TYPED_CHARS
+      ? update({ sentence: typed }, { typed: true }) : run());
   } catch (error) {
     showProblem(error, start);
   }
@@ -310,6 +314,7 @@ function listen() {
     event.preventDefault();
     clearTimeout(typing);
     const text = sentence.value.trim();
+    if (!text && !hasStarted) return; // the field does not have the sentence of the link yet
     // A pause in typing may have started this search already.
     if (text !== state.sentence || !isBusy()) update({ sentence: text });
   });
@@ -349,6 +354,8 @@ function listen() {
   window.addEventListener("popstate", () => {
     const { gallery, ...rest } = fromHash(location.hash);
     state = { ...rest, gallery: gallery || state.gallery };
+    clearTimeout(typing);
+    inField = null; // what was typed belongs to the search that the user has left
     run();
   });
   document.addEventListener("keydown", onKey);

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, Route, expect
 from .conftest import (
     DROP,
     GALLERY,
+    IN_OTHER,
     OTHER,
     Tab,
     answered,
@@ -80,6 +81,27 @@ def test_the_viewer_searches_the_gallery_that_it_shows(tab: Tab, page: Page) -> 
     expect(page.locator(".chip.more")).to_have_count(1)
     expect(page.locator("#gallery")).to_have_value(GALLERY)
     assert tab.bodies_sent_to("/v1/search/similar")[-1]["gallery"] == GALLERY
+
+
+def test_a_term_leaves_those_of_another_gallery_behind(tab: Tab, page: Page) -> None:
+    """The user goes back to the first gallery, and clicks before the hits of the other are gone."""
+    cards = search(page, "the cyan one")
+    cards.first.get_by_role("button", name="More like this").click()
+    answered(page)
+    page.select_option("#gallery", OTHER)
+    expect(page.locator(".chip")).to_have_count(0)
+    answered(page)
+    excluded = cards.first.get_attribute("data-instance")
+    hold(page, "**/v1/search/similar")
+    page.go_back()
+    expect(page.locator(".chip.more")).to_have_count(1)
+    cards.first.get_by_role("button", name="Not this").click()
+    expect(page.locator(".chip.not")).to_have_count(1)
+    expect(page.locator(".chip.more")).to_have_count(0)
+    answered(page)
+    body = tab.bodies_sent_to("/v1/search")[-1]
+    assert body["gallery"] == OTHER
+    assert [each["instance_id"] for each in body["also"]] == [excluded]
 
 
 def drop_next(page: Page, name: str) -> None:
@@ -161,6 +183,46 @@ def test_what_is_typed_while_the_page_loads_is_kept(tab: Tab, link: str) -> None
     assert {body["expression"] for body in tab.bodies_sent_to("/v1/search")} == {"the green one"}
 
 
+def test_a_letter_that_is_typed_while_the_page_loads_does_not_replace_the_link(tab: Tab) -> None:
+    """Nor does a search for the empty field, which does not have the sentence of the link yet."""
+    page = tab.page
+    held = hold(page, "**/v1/galleries")
+    page.goto("/#sentence=the+blue+one")
+    page.locator("#sentence").press("Enter")
+    page.locator("#sentence").press("t")
+    held[0].continue_()
+    expect(page.locator(".name").first).to_have_text("red left.png")
+    expect(page.locator("#sentence")).to_have_value("t")
+    assert parse_qs(urlsplit(page.url).fragment)["sentence"] == ["the blue one"]
+    assert {body["expression"] for body in tab.bodies_sent_to("/v1/search")} == {"the blue one"}
+
+
+def test_home_leads_to_the_start_page_while_the_page_loads(tab: Tab) -> None:
+    page = tab.page
+    held = hold(page, "**/v1/galleries")
+    page.goto(f"/#gallery={OTHER}&sentence=the+red+one")
+    page.get_by_role("link", name=re.compile("REIR")).click()
+    held[0].continue_()
+    expect(page.locator("#photo-list li")).to_have_count(len(IN_OTHER))
+    expect(page.locator("body")).to_have_attribute("data-view", "start")
+    expect(page.locator("#gallery")).to_have_value(OTHER)
+    expect(page.locator("#sentence")).to_have_value("")
+    assert tab.bodies_sent_to("/v1/search") == []
+
+
+def test_a_letter_that_is_submitted_while_the_page_loads_is_searched_for(tab: Tab) -> None:
+    page = tab.page
+    held = hold(page, "**/v1/galleries")
+    page.goto("/#sentence=the+blue+one")
+    page.locator("#sentence").press("t")
+    page.locator("#sentence").press("Enter")
+    held[0].continue_()
+    answered(page)
+    expect(page.locator("#sentence")).to_have_value("t")
+    expect(page).to_have_title(re.compile("^t "))
+    assert {body["expression"] for body in tab.bodies_sent_to("/v1/search")} == {"t"}
+
+
 def test_a_photo_that_is_dropped_while_the_page_cannot_load_is_shown_once_it_has(tab: Tab) -> None:
     page = tab.page
     page.route("**/v1/galleries", lambda route: route.fulfill(status=500, json={}), times=1)
@@ -186,6 +248,29 @@ def test_what_is_typed_stays_when_something_else_is_searched_for(page: Page) -> 
     expect(page.locator("#sentence")).to_have_value("th")
     page.get_by_role("link", name=re.compile("REIR")).click()
     expect(page.locator("#sentence")).to_have_value("")
+
+
+@pytest.mark.parametrize("typed", ["th", "the green one"], ids=["too short", "not searched yet"])
+def test_back_replaces_what_is_typed(tab: Tab, page: Page, typed: str) -> None:
+    search(page, "the red one")
+    page.locator("#zoom").check()
+    answered(page)
+    page.evaluate(
+        """async (typed) => {
+            sentence.value = typed;
+            sentence.dispatchEvent(new InputEvent("input", { bubbles: true }));
+            const gone = new Promise((resolve) => addEventListener("popstate", resolve));
+            history.back();
+            await gone;
+        }""",
+        typed,
+    )
+    page.wait_for_timeout(500)  # longer than the pause in typing after which the page searches
+    answered(page)
+    expect(page.locator("#sentence")).to_have_value("the red one")
+    expect(page.locator("#zoom")).not_to_be_checked()
+    assert parse_qs(urlsplit(page.url).fragment)["sentence"] == ["the red one"]
+    assert {body["expression"] for body in tab.bodies_sent_to("/v1/search")} == {"the red one"}
 
 
 def test_what_is_typed_is_searched_for_after_another_change(page: Page) -> None:
