@@ -55,6 +55,8 @@ def write_backup(
 
     job = BackupJob(store, gallery, version, writer, show)
     try:
+        # Again, because another backup may have been written and released before the claim.
+        _check_empty(folder)
         job.run()
         manifest = _finish(store, gallery, info, writer, begun_s)
         _check_sizes(folder, manifest)
@@ -106,8 +108,8 @@ def _info(store: InstanceStore, gallery: str, version: str) -> VersionInfo:
 
 
 def _check_empty(folder: BackupFolder) -> None:
-    """Raise `ConfigError` if the folder is not empty."""
-    names = list(folder.sizes())
+    """Raise `ConfigError` if the folder has more than the claim of this backup."""
+    names = [name for name in folder.sizes() if not (folder.claim and name == CLAIM)]
     if MANIFEST in names:
         raise ConfigError(f"{folder.place} already contains a backup; name another folder")
     if CLAIM in names:

@@ -16,11 +16,11 @@ import pytest
 
 from reir.errors import ConfigError, DataError, GalleryNotFound, StoreError
 from reir.operations.backup import readers, sweeps
-from reir.operations.backup.folder import open_folder
+from reir.operations.backup.folder import CLAIM, open_folder
 from reir.operations.backup.reports import BackupReport, RestoreReport
 from reir.operations.backup.write import recorded_backups
 from reir.records import ImageRecord, IndexedImage
-from reir.store import open_store
+from reir.store import VersionInfo, open_store
 from reir.store.duplicates import hand_over, remove_images
 from reir.store.memory import MemoryStore
 from reir_testing.rewriting import SPEC, content_of, image_of, is_mixed, photo_id
@@ -334,6 +334,35 @@ def test_two_backups_that_find_an_empty_folder_at_the_same_moment(
             back_up(full_store, tmp_path / "b")
 
     assert back_up(SlowStore(back_up_too), tmp_path / "b").counts.photos == 1
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_folder_that_another_backup_fills_before_the_claim_is_refused(
+    full_store: MemoryStore,
+    tmp_path: Path,
+    back_up: BackUp,
+    restore: Restore,
+    request: pytest.FixtureRequest,
+    place: str,
+) -> None:
+    """The other one begins and ends after the folder was found to be empty."""
+
+    class LateStore(MemoryStore):
+        def versions(self, gallery: str) -> list[VersionInfo]:
+            back_up(full_store, name)
+            return super().versions(gallery)
+
+    if place == "bucket":
+        name = request.getfixturevalue("bucket").source("filled")
+    else:
+        name = str(tmp_path / "b")
+    late = LateStore()
+    late.create_version(G, V, SPEC)
+    with pytest.raises(ConfigError, match="already contains a backup; name another folder"):
+        back_up(late, name)
+    assert CLAIM not in open_folder(name).sizes()
+    report = restore(MemoryStore(), name)
+    assert (report.counts.photos, report.problems) == (42, ())
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
