@@ -92,6 +92,7 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
     erased, even if the source still contains it. The files in the source itself are not deleted,
     and backups made earlier still contain the photos.
     """
+    from reir.operations.erase.erase import is_interrupted
     from reir.operations.erase.places import default_places
 
     found = default_places()
@@ -108,7 +109,9 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
         scope_options = (tuple(photo or ()), tenant, where)
         if as_json and not yes:
             raise ConfigError("`reir erase --json` cannot ask for confirmation; add --yes")
-        files = _ReceiptFiles(receipt)
+        if gallery is None:
+            raise ConfigError("name the gallery: `reir erase GALLERY --photo PATH`")
+        files = _ReceiptFiles(receipt, is_interrupted=is_interrupted(opened, gallery))
         made = _erase(opened, gallery, scope_options, places, files.write, ask=not yes)
     _show(made, files.written, as_json=as_json)
 
@@ -120,14 +123,20 @@ class _ReceiptFiles:
         written: the files.
     """
 
-    def __init__(self, named: Path | None) -> None:
-        """Check that a file can be written to `named`, or to the folder of receipts."""
+    def __init__(self, named: Path | None, *, is_interrupted: bool) -> None:
+        """Check that a file can be written to `named`, or to the folder of receipts.
+
+        Args:
+            named: value of `--receipt`.
+            is_interrupted: whether an interrupted erasure is to be finished.
+        """
         from reir.operations.erase.receipts import check_receipt_file
 
         self._named, self.written = named, list[Path]()
         # The store does not keep all hashes of a large erasure, so they would be lost. The number
         # of the receipt is not known yet, and so its default name neither.
-        check_receipt_file(named or _receipts_folder() / f".check-{os.getpid()}")
+        path = named or _receipts_folder() / f".check-{os.getpid()}"
+        check_receipt_file(path, is_interrupted=is_interrupted)
 
     def write(self, receipt: Receipt) -> None:
         """Write a receipt."""
@@ -139,7 +148,7 @@ class _ReceiptFiles:
 
 def _erase(  # noqa: PLR0913, nearly every argument is an option of the command
     store: InstanceStore,
-    gallery: str | None,
+    gallery: str,
     scope_options: tuple[tuple[str, ...], str, str],
     places: ErasePlaces,
     on_receipt: Callable[[Receipt], None],
@@ -151,8 +160,6 @@ def _erase(  # noqa: PLR0913, nearly every argument is an option of the command
     from reir.operations.erase.selection import EraseScope, select_photos
     from reir.query.search import check_gallery
 
-    if gallery is None:
-        raise ConfigError("name the gallery: `reir erase GALLERY --photo PATH`")
     photos, tenant, where = scope_options
     scope = EraseScope(photos=photos, tenant=tenant, where=where)
     check_gallery(store, gallery)

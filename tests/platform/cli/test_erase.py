@@ -6,11 +6,13 @@ import json
 import os
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reir.cli import main
 from reir.images.decode import image_id
+from reir.operations.erase.receipts import write_receipt
 from reir.store import open_store
 from reir_testing.operations.erased_gallery import GALLERY, fill, photo, uri
 
@@ -137,6 +139,50 @@ def test_a_receipt_that_cannot_be_written_any_more_is_written_by_the_next_run(
     folder.unlink()
     assert "version v1: 1 photo with 2 instances" in terminal.run(*words)
     assert terminal.run("--verify", path).startswith("Nothing is left of what receipt 1")
+
+
+def test_an_interrupted_command_can_be_typed_again(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interruption came after its receipt was written, so the file exists."""
+    path = tmp_path / "one.json"
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
+    interrupt_after_the_receipt(terminal, words, monkeypatch)
+    again = path.with_name("one-2.json")
+    assert f"Receipt: {again}" in terminal.run(*words)
+    for receipt in (path, again):
+        assert terminal.run("--verify", receipt).startswith("Nothing is left of what receipt")
+    # Nothing is interrupted any more.
+    terminal.run(*words, expect=main.INVALID_USE)
+    assert f"cannot be written to {path} (the file exists), so nothing was erased" in terminal.error
+
+
+def test_an_interrupted_erasure_is_not_said_to_have_erased_nothing(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.json"
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
+    interrupt_after_the_receipt(terminal, words, monkeypatch)
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "one.json"
+    terminal.run(*words[:-1], below, expect=main.INVALID_USE)
+    assert f"the receipt cannot be written to {below} (" in terminal.error
+    assert "so the erasure that was interrupted was not finished" in terminal.error
+    assert "nothing was erased" not in terminal.error
+
+
+def interrupt_after_the_receipt(
+    terminal: Terminal, words: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Erase, but press Ctrl-C when the receipt has just been written."""
+
+    def write_and_interrupt(*of_receipt: Any) -> None:
+        write_receipt(*of_receipt)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reir.operations.erase.receipts.write_receipt", write_and_interrupt)
+        terminal.run(*words, expect=main.INTERRUPTED)
 
 
 @pytest.mark.parametrize("place", ["file/receipt.json", "folder"])

@@ -141,22 +141,29 @@ def read_receipt(path: Path) -> Receipt:
         raise DataError(f"{path} is not a receipt of `reir erase`: {error}") from error
 
 
-def check_receipt_file(path: Path) -> None:
+def check_receipt_file(path: Path, *, is_interrupted: bool) -> None:
     """Check that a receipt can be written to a new file, which is not created yet.
+
+    Args:
+        path: the file.
+        is_interrupted: whether an interrupted erasure is to be finished. Then the file may exist,
+            since the interrupted command may have written it.
 
     Raises:
         ConfigError: it cannot, or the file exists.
     """
     try:
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not is_interrupted:
             raise FileExistsError(errno.EEXIST, "the file exists")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Real bytes, since an empty file can be created on a full disk, too.
         _write_beside(path, " " * _TRIED_BYTES).unlink()
     except OSError as error:
+        stopped = "the erasure that was interrupted was not finished"
         raise ConfigError(
-            f"the receipt cannot be written to {path} ({error.strerror}), so nothing was erased; "
-            f"name another file with --receipt"
+            f"the receipt cannot be written to {path} ({error.strerror}), so "
+            f"{stopped if is_interrupted else 'nothing was erased'}; name another file with "
+            f"--receipt"
         ) from error
 
 
@@ -173,18 +180,15 @@ def write_receipt(path: Path, receipt: Receipt) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = _write_beside(path, json.dumps(asdict(receipt), indent=2) + "\n")
         try:
-            free = _new_file(path)
-            os.replace(written, free)
-        except OSError:
-            written.unlink()
-            raise
+            return _publish(written, path)
+        finally:
+            written.unlink(missing_ok=True)  # its other name stays
     except OSError as error:
         raise DataError(
             f"the receipt cannot be written to {path} ({error.strerror}); the photos were erased: "
             f"free up space, or name another file with --receipt, and run the same command again "
             f"to write it"
         ) from error
-    return free
 
 
 def _write_beside(path: Path, text: str) -> Path:
@@ -201,16 +205,27 @@ def _write_beside(path: Path, text: str) -> Path:
     return temporary
 
 
-def _new_file(path: Path) -> Path:
-    """Create an empty file, with a number in its name if there is one; return its path."""
+def _publish(written: Path, path: Path) -> Path:
+    """Give a file its name, with a number if another file has it; return its path."""
     candidate = path
     for number in itertools.count(2):
         try:
-            candidate.open("x").close()  # a race with another process has one winner
+            _take_name(written, candidate)
             break
         except FileExistsError:
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+def _take_name(written: Path, path: Path) -> None:
+    """Give a file a name; of two processes that want the same one gets `FileExistsError`."""
+    try:
+        os.link(written, path)  # unlike a rename, never replaces a file
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no links; an interruption leaves an empty file there
+        path.open("x").close()
+        os.replace(written, path)
 
 
 def receipt_from(values: Any) -> Receipt:
