@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reir.errors import GalleryNotFound, StoreError
+from reir.errors import GalleryNotFound, StoreError, StoreUnavailable
 from reir.operations.canary import Canary, canaries_of
 from reir.operations.gate.recall import search_recall
 from reir.operations.lease import holder_of
@@ -153,6 +153,10 @@ def _each_gallery(
         try:
             # Completed first: half of the values of a gallery would be wrong.
             samples = [*measure(system, gallery)] if system.is_live(gallery) else []
+        except StoreUnavailable as error:
+            # Ends the check if the store is down: each gallery would wait for all retries again.
+            system.store.galleries()
+            yield GalleryFailure(gallery, error)
         except Exception as error:  # noqa: BLE001, the caller logs it
             yield GalleryFailure(gallery, error)
         else:

@@ -23,13 +23,14 @@ from reir.operations.canary import Canary, add_canaries
 from reir.operations.gate.recall import search_recall
 from reir.operations.lease import hold_lease
 from reir.operations.monitor import checks, exporter, searches
-from reir.operations.monitor.checks import CHECKS, MonitoredSystem
+from reir.operations.monitor.checks import CHECKS, GalleryFailure, MonitoredSystem
 from reir.operations.monitor.exporter import Monitor, serve_metrics
 from reir.operations.monitor.metrics import METRICS, RECALL, STORE_UP, MonitorCollector, Sample
 from reir.operations.monitor.searches import LoggedSearches
 from reir.operations.schedule.runs import run_schedule
 from reir.operations.schedule.schedules import Schedule, add_schedule, remove_schedule
 from reir.store import InstanceStore, open_store
+from reir.store.memory import MemoryStore
 from reir_ingestion.known_sources import known_source
 from reir_ingestion.pipeline import index
 from reir_ingestion.reindex.job import State
@@ -284,6 +285,46 @@ def test_a_gallery_that_cannot_be_measured_hides_no_other(
         assert values[f"{prefix}check_failed,{check}"] == 1
         assert f"check {check} failed for gallery album: " in caplog.text
     assert f"for gallery {G}" not in caplog.text
+
+
+class UnansweringStore(MemoryStore):
+    """A store that does not answer questions about versions.
+
+    Attributes:
+        is_down: whether it does not answer any others either, from the first of these on.
+        asked: galleries whose versions were asked for.
+    """
+
+    def __init__(self, *, is_down: bool) -> None:
+        super().__init__()
+        self.is_down, self.asked = is_down, list[str]()
+
+    def galleries(self) -> list[str]:
+        if self.is_down and self.asked:
+            raise StoreUnavailable("milvus:19530", "connection refused")
+        return ["album", "photos"]
+
+    def live_version(self, gallery: str) -> str:
+        self.asked.append(gallery)
+        if self.is_down or gallery == "album":
+            raise StoreUnavailable("milvus:19530", "deadline exceeded")
+        return "v1"
+
+
+def test_a_store_that_is_down_is_not_asked_about_every_gallery(system: MonitoredSystem) -> None:
+    """Each question is tried several times, and nothing else is measured meanwhile."""
+    store = UnansweringStore(is_down=True)
+    with pytest.raises(StoreUnavailable):
+        list(checks.check_searches(replace(system, store=store)))
+    assert store.asked == ["album"]
+
+
+def test_a_gallery_whose_questions_take_too_long_hides_no_other(system: MonitoredSystem) -> None:
+    store = UnansweringStore(is_down=False)
+    (failure,) = checks.check_searches(replace(system, store=store, searches=None))
+    assert isinstance(failure, GalleryFailure)
+    assert failure.gallery == "album"
+    assert store.asked == ["album", "photos"]
 
 
 def test_a_bug_in_one_check_does_not_end_the_monitor(
