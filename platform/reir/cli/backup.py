@@ -228,10 +228,11 @@ def _show_restored(report: RestoreReport) -> None:
 
 
 def _advice_on_difference(report: RestoreReport) -> str:
-    if report.live:
+    if report.existed or report.live:  # somebody may need it
+        existed = "existed before this restore, and " if report.existed else ""
         return (
-            "It is live, and something else seems to have changed it during the restore; to get "
-            "the state of the backup, restore it with another name: --version NAME"
+            f"It {existed}is {'live' if report.live else 'not live'}; to get the state of the "
+            f"backup as a version of its own, restore it with another name: --version NAME"
         )
     return (
         f"It was not made live. Delete it with `reir rm {report.gallery} --version "

@@ -143,26 +143,35 @@ def test_a_version_that_differs_is_reported(
     assert "but it differs from the backup:\n  it has 3 photos, not 4" in terminal.error
     assert "reir rm photos --version v1" in terminal.error
     assert terminal.json("versions", "photos", store=other)[0]["live"] is False
+    # The second command continues the restore of the first one, which has created the version.
     found = terminal.json("restore", tmp_path / "b", expect=1, store=other)
-    assert found["problems"] == ["it has 3 photos, not 4"]
+    assert (found["problems"], found["existed"]) == (["it has 3 photos, not 4"], False)
 
 
-def test_a_live_version_that_differs_is_not_to_be_deleted(
-    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_version_that_existed_before_is_not_to_be_deleted(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_live: bool
 ) -> None:
-    """Somebody writes to it after it was found to be the same."""
+    """It has the content of the backup, but searches of it do not find enough."""
     terminal.run("backup", "photos", tmp_path / "b")
     other = tmp_path / "other"
-    terminal.run("restore", tmp_path / "b", store=other)
+    terminal.run("restore", tmp_path / "b", "--no-promote", store=other)
+    if is_live:
+        terminal.run("promote", "photos", "v1", store=other)
+    problem = "searches returned 90.0% of the nearest instances of the backup"
     monkeypatch.setattr(
-        "reir.operations.backup.restore.verify",
-        lambda *_: Verdict(("it has 13 photos, not 12",), 0, 1.0),
+        "reir.operations.backup.restore.verify", lambda *_: Verdict((problem,), 50, 0.9)
     )
     terminal.run("restore", tmp_path / "b", expect=1, store=other)
-    assert "it differs from the backup:\n  it has 13 photos, not 12\n" in terminal.error
-    assert "It is live, and something else seems to have changed it" in terminal.error
-    assert "reir rm" not in terminal.error
-    assert "not made live" not in terminal.error
+    assert f"it differs from the backup:\n  {problem}\n" in terminal.error
+    state = "live" if is_live else "not live"
+    said = f"It existed before this restore, and is {state}; to get the state of the backup"
+    assert said in " ".join(terminal.error.split())
+    assert "--version NAME" in terminal.error
+    for wrong in ("reir rm", "not made live", "changed"):
+        assert wrong not in terminal.error
+    found = terminal.json("restore", tmp_path / "b", expect=1, store=other)
+    assert (found["existed"], found["live"]) == (True, is_live)
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ class RestoreReport:
     Attributes:
         gallery, version: the version that was written.
         source: the folder of the backup, without secrets.
+        existed: whether the version existed before; False for one that was created by a restore of
+            this backup that has not ended.
         counts: what the backup contains.
         written: photos that this run wrote; the others were in the store already.
         erased: photos that were left out, because they were erased from the gallery.
@@ -74,6 +76,7 @@ class RestoreReport:
     gallery: str
     version: str
     source: str
+    existed: bool
     counts: Counts
     written: int
     erased: int

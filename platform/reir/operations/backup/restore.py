@@ -85,6 +85,7 @@ def restore_backup(
         backup = backup.without(filter(erased.covers, rows))
         job = _RestoreJob(store, gallery, backup, erased, progress)
         version = job.begin(request.version)
+        existed = version not in job.begun()
         written, verdict = job.write_and_verify(version)
         documents = 0
         if not verdict.problems:
@@ -96,6 +97,7 @@ def restore_backup(
         gallery=gallery,
         version=version,
         source=backup.folder.place,
+        existed=existed,
         counts=backup.manifest.counts,
         written=written,
         erased=len(backup.left_out),
@@ -186,10 +188,19 @@ class _RestoreJob:
         except GalleryNotFound:
             return ""
 
+    def begun(self) -> list[str]:
+        """Return the versions into which a restore of this backup was begun and has not ended."""
+        found = self.store.find_documents(KIND, f"{self.gallery}/")
+        return [
+            name.removeprefix(f"{self.gallery}/")
+            for name, value in found.items()
+            if value["checksum"] == self.backup.manifest.checksum
+        ]
+
     def _choose_version(self, wanted: str) -> tuple[str, bool]:
         """Return the name of the version, and whether it exists."""
         versions = self._versions()
-        for name in self._begun():
+        for name in self.begun():
             # A restore ends when its version becomes live, so a live one is somebody else's.
             if name in versions and not versions[name].live and wanted in ("", name):
                 return name, True
@@ -218,15 +229,6 @@ class _RestoreJob:
             if not all(same_image(stored.get(each.record.image_id), each) for each in batch):
                 return False
         return True
-
-    def _begun(self) -> list[str]:
-        """Versions into which a restore of this backup was begun."""
-        found = self.store.find_documents(KIND, f"{self.gallery}/")
-        return [
-            name.removeprefix(f"{self.gallery}/")
-            for name, value in found.items()
-            if value["checksum"] == self.backup.manifest.checksum
-        ]
 
     def _versions(self) -> dict[str, VersionInfo]:
         if self.gallery not in self.store.galleries():

@@ -40,6 +40,7 @@ def test_a_store_that_still_has_the_version_is_left_as_it_is(
     before = content(full_store)
     report = restore(full_store, saved)
     assert (report.version, report.written, report.problems, report.live) == (V, 0, (), True)
+    assert report.existed
     assert content(full_store) == before
     assert full_store.find_documents("restore") == {}
 
@@ -52,6 +53,7 @@ def test_a_changed_version_keeps_its_name(
     changed = content(full_store)
     report = restore(full_store, saved)
     assert (report.version, report.written, report.live) == ("v1-2", 42, False)
+    assert not report.existed
     assert restore(full_store, saved).version == "v1-2", "it has this content already"
     full_store.delete_images(G, "v1-2", ["bad"])
     assert restore(full_store, saved).version == "v1-3"
@@ -153,6 +155,7 @@ def test_an_interrupted_restore_continues(
     store.batches = 99
     report = restore(store, saved)
     assert (report.version, report.written) == (V, 42 - 10 * done)
+    assert not report.existed, "the interrupted restore has created it"
     assert (report.problems, report.live) == ((), True)
     assert content(store) == content(full_store)
     assert store.find_documents("restore") == {}
