@@ -92,26 +92,38 @@ def encoder_from_options(checkpoint: Path | None, encoder: str | None) -> str | 
     return str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
 
 
-def refuse_with_server(version: str, models: Mapping[str, object]) -> None:
+def is_typed(context: typer.Context, parameter: str) -> bool:
+    """Whether a parameter is on the command line; its value may also be from the environment."""
+    source = context.get_parameter_source(parameter)
+    # By the name, because Typer brings its own copy of click, whose types are not public.
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_with_server(context: typer.Context, version: str, models: Mapping[str, object]) -> None:
     """Refuse options of a search that are for the server to decide.
 
+    A store is refused only if it is typed: the environment may name one for other commands.
+
     Args:
+        context: the command.
         version: value of `--version`.
         models: values of the options that name a model, by name without dashes; None if not given.
 
     Raises:
         ConfigError: one of them is given.
     """
+    rule = "is not possible with --server or $REIR_SERVER: a server"
     for name, spec in models.items():
         if spec is not None:
-            raise ConfigError(
-                f"--{name} {spec} is not possible with --server: a server has its own models; "
-                f"leave one of them out"
-            )
+            raise ConfigError(f"--{name} {spec} {rule} has its own models; leave one of them out")
+    if is_typed(context, "store"):
+        raise ConfigError(
+            f"--store {context.params['store']} {rule} has its own store; leave one of them out"
+        )
     if version:
         raise ConfigError(
-            f"--version {version} is not possible with --server: a server searches the version "
-            f"that is live, or the one that its setting `live.pinned` names"
+            f"--version {version} {rule} searches the version that is live, or the one that its "
+            f"setting `live.pinned` names"
         )
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from reir.cli.common import messages, new_table, output, photo_text, plural
+from reir.cli.common import is_typed, messages, new_table, output, photo_text, plural
 from reir.errors import ConfigError
 from reir.query.language import NOTE, seems_foreign
 
@@ -63,10 +63,8 @@ def check_options(context: typer.Context, *, every: bool) -> None:
     """
     excluded = ONLY_WITHOUT_ALL if every else ONLY_WITH_ALL
     for parameter in context.command.params:
-        # By the source, because the value may be the default or what the user gave.
-        source = context.get_parameter_source(parameter.name or "")
-        # By the name, because Typer brings its own copy of click, whose types are not public.
-        if parameter.name in excluded and source and source.name == "COMMANDLINE":
+        # Typed, because the value alone may be the default or what the user gave.
+        if parameter.name in excluded and is_typed(context, parameter.name):
             rule = "is not possible with --all" if every else "needs --all"
             raise ConfigError(f"{parameter.opts[0]} {rule}; leave one of them out, or see --help")
 

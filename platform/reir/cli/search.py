@@ -228,7 +228,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     check_options(context, every=every)
     if server is not None:
         given = dict(checkpoint=checkpoint, encoder=encoder)
-        refuse_with_server(version, given | dict(segmenter=segmenter, localizer=localizer))
+        refuse_with_server(context, version, given | dict(segmenter=segmenter, localizer=localizer))
     spec = encoder_from_options(checkpoint, encoder)
     if verify is None:
         verify = not rerank

@@ -157,7 +157,7 @@ def test_a_localizer_looks_at_the_photos_of_the_hits(
     assert len(first["zoom"]["steps"]) == 1
     assert "looks" in terminal.run(*asked).splitlines()[0]
     error = terminal.refused(*asked, "--server", "http://localhost:1", expect=2)
-    assert "--localizer fake:x is not possible with --server" in error
+    assert "--localizer fake:x is not possible with --server or $REIR_SERVER: a" in error
     assert "--localizer is not possible with --all" in terminal.refused(*asked, "--all", expect=2)
 
 

@@ -124,8 +124,26 @@ def test_a_server_takes_no_encoder(
 ) -> None:
     monkeypatch.setenv("REIR_SERVER", "http://localhost:1")
     assert main.run(["search", "blue", option, value, *every]) == main.INVALID_USE
-    said = f"{option} {value} is not possible with --server: a server has its own models"
+    said = f"{option} {value} is not possible with --server or $REIR_SERVER: a server has its own"
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("every", [(), ("--all",)])
+def test_a_server_takes_no_store_that_was_typed(
+    every: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REIR_SERVER", "http://localhost:1")
+    assert main.run(["search", "blue", "--store", "mine", *every]) == main.INVALID_USE
+    said = "--store mine is not possible with --server or $REIR_SERVER: a server has its own store"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_server_is_asked_whatever_the_store_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REIR_STORE", "mine")
+    assert main.run(["search", "blue", "--server", "localhost"]) == main.INVALID_USE
+    assert "'localhost'" in capsys.readouterr().err
 
 
 def test_shares_are_written_with_two_digits_and_never_as_powers_of_ten() -> None:
