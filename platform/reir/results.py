@@ -433,6 +433,7 @@ class SearchResult(Sequence[Hit]):
         """Write `draw()` to a file; the ending chooses the format.
 
         Raises:
+            ConfigError: there is no format for the ending.
             ReirError: the format cannot hold a picture of so many hits.
         """
         save_picture(self.draw(), path, "use .png, or a smaller k")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -335,28 +334,16 @@ def check_picture(path: Path | None) -> None:
     """
     if path is None:
         return
-    if not _can_be_written(path.suffix):
-        raise ConfigError(
-            f"--draw {path}: cannot write {path.suffix or 'a file without a suffix'}; "
-            f"use .png, .jpg or .webp"
-        )
+    from reir.images.drawing import check_ending
+
+    try:
+        check_ending(path)
+    except ConfigError as error:
+        raise ConfigError(f"--draw {error}") from error
     if not path.absolute().parent.is_dir():
         raise ConfigError(
             f"--draw {path}: the folder {path.parent} does not exist; create it first"
         )
-
-
-def _can_be_written(suffix: str) -> bool:
-    from PIL import Image
-
-    # Pillow can only read some formats, and others cannot hold a picture in color. It does not list
-    # which, so this tries it.
-    form = Image.registered_extensions().get(suffix.lower(), "")
-    try:
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), form)
-    except (KeyError, OSError, ValueError):
-        return False
-    return True
 
 
 def as_table(result: SearchResult) -> RenderableType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,24 @@ def contact_sheets(sheets: Sequence[Sheet], columns: int = 4, tile_px: int = 320
     return page
 
 
+def check_ending(path: Path) -> None:
+    """Check that there is a format for the ending of a file, and that it can hold a picture.
+
+    Raises:
+        ConfigError: there is none, or it cannot.
+    """
+    # Pillow can only read some formats, and others cannot hold a picture in color. It does not list
+    # which, so this tries it.
+    form = Image.registered_extensions().get(path.suffix.lower(), "")
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), form)
+    except (KeyError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use .png, .jpg or "
+            f".webp"
+        ) from error
+
+
 def save_picture(picture: Image.Image, path: str | Path, advice: str = "use .png") -> None:
     """Write a picture to a file; the ending chooses the format.
 
@@ -152,9 +171,11 @@ def save_picture(picture: Image.Image, path: str | Path, advice: str = "use .png
         advice: what to do if the format cannot hold the picture.
 
     Raises:
+        ConfigError: there is no format for the ending.
         ReirError: the format cannot hold a picture of this size.
         OSError: the file cannot be written.
     """
+    check_ending(Path(path))
     try:
         picture.save(path)
     # What Pillow raises depends on the format. Errors of the operating system have a number.

@@ -29,5 +29,7 @@ def test_usual_pictures_are_accepted(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".emf", ".xbm", ".psd"])
 def test_the_message_names_suffixes_that_work(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(ConfigError, match=rf"cannot write \{suffix}; use \.png, \.jpg or \.webp"):
+    with pytest.raises(
+        ConfigError, match=rf"^--draw .*: cannot write \{suffix}; use \.png, \.jpg or \.webp"
+    ):
         check_picture(tmp_path / f"hits{suffix}")

@@ -220,6 +220,18 @@ def test_a_format_that_is_too_small_for_a_picture_is_named(
         save_picture(picture, tmp_path / "nowhere" / "long.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.foo", r"\.foo"), ("a.psd", r"\.psd"), ("a", "a file without a suffix")]
+)
+def test_an_ending_of_which_there_is_no_format_is_named(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    picture, path = Image.new("RGB", (1, 1)), tmp_path / name
+    with pytest.raises(ReirError, match=rf"^{path}: cannot write {said}; use \.png, \.jpg or \.w"):
+        save_picture(picture, path)
+    assert not path.exists()
+
+
 def test_results_draw_and_save_themselves(photo_uri: str, tmp_path: Path) -> None:
     result = make_result([make_hit(photo_uri)])
     result.save_drawing(tmp_path / "sheet.png")
