@@ -299,7 +299,7 @@ class SearchResult(Sequence[Hit]):
             Then the described instance is probably not in the gallery, and the hits are only the
             most similar instances.
         equally_good: number of first hits whose scores are too close to tell which is best; 1 means
-            a clear answer, and 0 no hit.
+            a clear answer, and 0 no hit, or that zooming found nothing in the first photos.
         cursor: where the next page begins; empty if there is none.
     """
 

@@ -37,7 +37,8 @@ class ZoomSearch:
     Attributes:
         steps: in order; the first one looks at the whole photo.
         box: the found instance, xyxy in [0, 1] of the upright photo.
-        score: of the found instance; scores of one zoomer can be compared between photos.
+        score: of the found instance; scores of one zoomer can be compared between photos. 0 if no
+            look showed an instance.
     """
 
     steps: tuple[ZoomStep, ...]
@@ -48,3 +49,13 @@ class ZoomSearch:
     def frames(self) -> tuple[Box, ...]:
         """The parts of the photo that were looked at, in order."""
         return tuple(step.frame for step in self.steps)
+
+    @property
+    def found(self) -> bool:
+        """Whether any look showed an instance; if none did, the box is that of a whole look."""
+        return self.score != 0 or self.box not in self.frames
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Orders the searches of photos: one that found no instance comes after all others."""
+        return self.found, self.score

@@ -22,7 +22,7 @@ from reir.query.zoom.photos import PhotoZoomer
 from reir.records import FloatArray, RgbImage
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore
-from reir_testing import FakeEncoder, FakeLocalizer, draw_scene
+from reir_testing import PALETTE, FakeEncoder, FakeLocalizer, draw_scene
 from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.serving import index_elsewhere, index_photos
 
@@ -159,6 +159,36 @@ def test_ties_are_counted_again(folder: Path) -> None:
     gallery = Gallery("photos", store, FakeEncoder(), CheckpointExtras(calibration=calibration))
     assert gallery.search("the small red one", where=TWO).equally_good == 2
     assert zoom(gallery).equally_good == 1
+
+
+class Doubtful:
+    """Finds the red ones, with a negative score, and nothing in other photos."""
+
+    def zoom(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[ZoomSearch]:
+        return [self._search(image) for image, _ in zip(images, expressions, strict=True)]
+
+    def _search(self, image: RgbImage) -> ZoomSearch:
+        whole = (0.0, 0.0, 1.0, 1.0)
+        red = (image == PALETTE["red"]).all(axis=2).any()
+        box, score = ((0.5, 0.5, 0.52, 0.52), -0.5) if red else (whole, 0.0)
+        step = ZoomStep(frame=whole, box=box, score=score, end=1.0)
+        return ZoomSearch(steps=(step,), box=box, score=score)
+
+
+def test_a_photo_in_which_nothing_was_found_comes_after_all_others(folder: Path) -> None:
+    store = MemoryStore()
+    index_photos(store, "photos", sorted(folder.glob("*.png")))
+    # All scores are within the margin.
+    calibration = score_calibration(FakeEncoder().digest, 20, -12, tie_margin=9.0)
+    extras = CheckpointExtras(calibration=calibration)
+    doubtful = Gallery("photos", store, FakeEncoder(), extras, zoomer=Doubtful())
+    result = zoom(doubtful)
+    assert names(result) == ["hidden", "plain 0"]
+    assert [hit.zoom and hit.zoom.score for hit in result] == [-0.5, 0]
+    assert result.equally_good == 1
+    nothing = zoom(doubtful, where='attr.name == "plain 0" or attr.name == "plain 1"')
+    assert len(nothing) == 2
+    assert nothing.equally_good == 0
 
 
 def test_without_time_left_fewer_photos_are_searched_and_the_answer_says_so(

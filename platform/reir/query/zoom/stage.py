@@ -70,17 +70,21 @@ def _zoomed(
 ) -> SearchResult:
     """Return the answer with what the searches found.
 
-    The searched hits change places among themselves, in the order of their new scores; all other
-    hits stay where they are, because scores of an index and of a search cannot be compared.
+    The searched hits change places among themselves, in the order of their searches, those that
+    found nothing last; all other hits stay where they are, because scores of an index and of a
+    search cannot be compared.
     """
     first = zip(_first_of_photos(result.hits), searches, strict=True)
     changed = {hit.instance_id: _moved(hit, search) for hit, search in first if search}
-    ranked = iter(sorted(changed.values(), key=_zoom_score, reverse=True))
+    ranked = iter(sorted(changed.values(), key=lambda hit: _search_of(hit).rank, reverse=True))
     hits = tuple(next(ranked) if hit.instance_id in changed else hit for hit in result.hits)
     if not changed or hits[0].zoom is None:
         return replace(result, hits=hits)
+    best = hits[0].zoom.score
     near = takewhile(
-        lambda hit: hit.zoom and _zoom_score(hits[0]) - _zoom_score(hit) <= tie_margin, hits
+        # Photos in which nothing was found do not fit equally well: they do not fit.
+        lambda hit: hit.zoom and hit.zoom.found and best - hit.zoom.score <= tie_margin,
+        hits,
     )
     return replace(result, hits=hits, equally_good=sum(1 for _ in near))
 
@@ -91,6 +95,6 @@ def _moved(hit: Hit, search: ZoomSearch) -> Hit:
     return replace(hit, box=search.box, mask=mask, zoom=search)
 
 
-def _zoom_score(hit: Hit) -> float:
+def _search_of(hit: Hit) -> ZoomSearch:
     assert hit.zoom is not None, "only searched hits are ordered by this"
-    return hit.zoom.score
+    return hit.zoom
