@@ -111,8 +111,8 @@ def find_leaks(
 
     Two photos are the same if their COCO ids agree, taken from the file name or the image id. In
     one folder, several cameras may number their photos alike: if neither name has COCO's prefix,
-    such as "COCO_train2014_", the bytes must agree too. Photos without a COCO id are the same if
-    their file names agree and, if both files exist, their bytes agree too.
+    such as "COCO_train2014_", and both files exist, the bytes must agree too. Photos without a
+    COCO id are the same if their file names agree and, if both files exist, their bytes agree too.
     """
     leaks = []
     for label, protected in _protected_sets(training, evaluation):
@@ -217,10 +217,12 @@ class _PhotoIndex:
             )
         # The names are not compared: another data set may list the COCO photo under another name.
         return any(
-            where.folder != self._where.folder
-            or _has_coco_prefix(image)
+            _has_coco_prefix(image)
             or _has_coco_prefix(other)
-            or _same_file(path, self._where.path_of(other), if_missing=False)
+            or where.folder.resolve() != self._where.folder.resolve()
+            # Without the files, the numbers alone have to count: a photo that is excluded for
+            # nothing does less harm than one that is trained on.
+            or _same_file(path, self._where.path_of(other), if_missing=True)
             for number in numbers
             for other in self._numbered.get(number, ())
         )
