@@ -1,8 +1,9 @@
-"""`RowTask`: which data it refuses."""
+"""`RowTask`: which data it refuses, and how the checkpoint that it adds a part to is copied."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from reir.errors import ConfigError
 from reir_training.config import NanoTrainConfig
-from reir_training.run.row_task import RowTask
+from reir_training.run.row_task import RowTask, copy_checkpoint
 from reir_training.run.schedule import Epoch
 
 EPOCH = Epoch(0, "colors", 0, 1)
@@ -52,3 +53,23 @@ def test_fewer_rows_than_a_batch_are_refused(num_rows: int, remedy: str) -> None
 def test_a_single_batch_is_enough() -> None:
     (batch,) = task(4).batches(EPOCH, 0)
     assert sorted(batch) == [0, 1, 2, 3]
+
+
+def test_the_copy_of_a_read_only_checkpoint_can_be_written(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "run" / "checkpoint"
+    (source / "more").mkdir(parents=True)
+    for name in ("model.safetensors", "more/notes.txt"):
+        (source / name).write_text(name)
+        (source / name).chmod(0o444)
+    for folder in (source / "more", source):
+        folder.chmod(0o555)
+    try:
+        for _ in range(2):  # after every epoch
+            copy_checkpoint(source, copy)
+    finally:
+        for folder in (source, source / "more"):
+            folder.chmod(0o755)
+    for name in ("model.safetensors", "more/notes.txt"):
+        assert (copy / name).read_text() == name
+    # By the permission bits, since root may write anywhere.
+    assert all(path.stat().st_mode & 0o200 for path in (copy, *copy.rglob("*")))

@@ -32,7 +32,12 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
 
     All of its files, and with them its digest and its other parts, stay the same.
     """
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    for path in source.rglob("*"):
+        if path.is_file():
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Without the permission bits: `source` may be read-only, and its copy is written to.
+            shutil.copyfile(path, target)
 
 
 class RowTask(Generic[Batch]):
