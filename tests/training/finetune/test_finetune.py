@@ -52,7 +52,7 @@ from reir_training.finetune.final import BlendedModels
 from reir_training.finetune.pairs import read_pairs
 from reir_training.finetune.recipe import tune_settings
 from reir_training.finetune.remembered import RememberedSet
-from reir_training.finetune.report import FinetuneReport
+from reir_training.finetune.report import MIN_HELD_OUT, FinetuneReport
 from reir_training.finetune.run import Finetune, FinetuneOptions, Progress
 from reir_training.finetune.start import start_model_of
 from reir_training.pseudo_labels.agreement import AgreementFilter
@@ -279,6 +279,16 @@ def test_feedback_is_learned_from_without_the_hostile_user(
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(report.table())
     assert f"Left out: {num // 5} (of users whom the others contradict" in console.export_text()
+
+
+def test_too_few_held_out_photos_are_told_before_the_training(
+    store: tuple[InstanceStore, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = finetune(store, tmp_path, "pairs.jsonl", Trainer())
+    assert "the number of held-out photos is 3, and at least 10 are needed to tell" in caplog.text
+    caplog.clear()
+    replace(run, options=FinetuneOptions(held_out=MIN_HELD_OUT / NUM_PHOTOS))
+    assert caplog.text == ""
 
 
 def test_too_few_photos_are_refused(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ TOO_FEW = (
     "least {needed} are needed to tell. The new checkpoint is not recommended; add sentences about "
     "more photos, or hold out more of them with --held-out."
 )
+TOO_FEW_AHEAD = (
+    "It will not be clear whether it helps: the number of held-out photos is {photos}, and at "
+    "least {needed} are needed to tell. Add sentences about more photos, or hold out more of them "
+    "with --held-out."
+)
 NO_BOXES = (
     "Nobody drew boxes for the held-out sentences, so it is only known whether the right photo is "
     "found, not whether the box in it is right."

@@ -13,6 +13,7 @@ The parts, each of which is skipped if an earlier run with the same output folde
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -37,13 +38,20 @@ from reir_training.finetune.pairs import GalleryPairs, canaries_of_pairs, split_
 from reir_training.finetune.photos import gather_photos
 from reir_training.finetune.recipe import EPOCHS, tune_settings, weak_settings
 from reir_training.finetune.remembered import RememberedSet
-from reir_training.finetune.report import Comparison, FinetuneReport
+from reir_training.finetune.report import (
+    MIN_HELD_OUT,
+    TOO_FEW_AHEAD,
+    Comparison,
+    FinetuneReport,
+)
 from reir_training.finetune.start import StartModel
 from reir_training.finetune.work import OutputFolder
 from reir_training.pseudo_labels.agreement import AgreementFilter
 from reir_training.pseudo_labels.labels import PseudoLabels, label_sentences
 from reir_training.report.calibrate import calibrate_checkpoint
 from reir_training.run.driver import run
+
+logger = logging.getLogger(__name__)
 
 PHOTOS, SENTENCES, LABELS = "photos", "sentences.jsonl", "labels.json"
 CANARIES, REPORT, CHECKPOINT = "canaries.jsonl", "report.json", "checkpoint"
@@ -102,7 +110,7 @@ class Finetune:
     held_out: ReferringDataset = field(init=False)
 
     def __post_init__(self) -> None:
-        """Hold out photos.
+        """Hold out photos, and warn if they are too few to tell whether it helped.
 
         Raises:
             DataError: too few photos are left to train on.
@@ -114,6 +122,10 @@ class Finetune:
                 f"on, besides the held-out ones, got {len(train.images)}; add sentences about more "
                 f"photos"
             )
+        num = len({each.image_id for each in held_out.expressions})
+        if num < MIN_HELD_OUT:
+            # Told before the training, which takes long.
+            logger.warning("%s", TOO_FEW_AHEAD.format(photos=num, needed=MIN_HELD_OUT))
         object.__setattr__(self, "train", train)
         object.__setattr__(self, "held_out", held_out)
 
