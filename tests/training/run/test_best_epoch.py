@@ -92,6 +92,13 @@ def test_each_stage_has_a_default_figure() -> None:
     assert best_figure(piza, "all") == "macc"
 
 
+def test_the_saved_settings_of_an_earlier_release_can_be_used_again() -> None:
+    # In its runs, `config.yaml` has the default of all stages.
+    config = config_of("best_by=br1_50")
+    for stage in ("all", *ADDED_PARTS):
+        assert best_figure(config, stage) == best_figure(config_of(), stage)
+
+
 def test_a_figure_of_another_stage_is_refused_before_the_run_starts(tmp_path: Path) -> None:
     config = config_of("best_by=mask_iou")
     assert best_figure(config, "masks") == "mask_iou"

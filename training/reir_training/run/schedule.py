@@ -10,6 +10,7 @@ from typing import Literal
 
 from reir.errors import ConfigError
 from reir_training.config import Schedule, TrainConfig
+from reir_training.figures import FIGURES
 
 Stage = Literal[
     "grounding", "clia", "rerank", "masks", "query-zoom", "colors", "candidates", "crops"
@@ -59,13 +60,17 @@ def best_figure(config: TrainConfig, stage: str) -> str:
     Raises:
         ConfigError: `best_by` is a figure of another stage.
     """
-    known = config.part_figures.get(stage, config.figures)
-    if config.best_by is not None and config.best_by not in known:
+    known, best_by = config.part_figures.get(stage, config.figures), config.best_by
+    if best_by == FIGURES[0] and best_by not in known:
+        # Earlier releases wrote this default into `config.yaml` for all stages, so it is not known
+        # to be a choice.
+        best_by = None
+    if best_by is not None and best_by not in known:
         raise ConfigError(
-            f"best_by={config.best_by} is not a figure of --stage {stage}: "
+            f"best_by={best_by} is not a figure of --stage {stage}: "
             f"use one of {', '.join(known)}, or remove best_by"
         )
-    return config.best_by or known[0]
+    return best_by or known[0]
 
 
 def check_fills_batch(settings: Schedule, num: int, what: str) -> None:
