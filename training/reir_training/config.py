@@ -270,8 +270,9 @@ class TrainConfig(DataConfig):
         zero_stage: ZeRO stage of DeepSpeed.
         keep_checkpoints: number of states to keep, those of the best epochs; the last state is
             always kept.
-        best_by: validation figure that determines the best epoch, where higher is better; None for
-            the first one of the stage. Without held-out photos, the last epoch is the best.
+        best_by: validation figure that determines the best epoch, where higher is better: one of
+            `figures`, or of `part_figures` for a stage that is listed there; None for the first
+            one. Without held-out photos, the last epoch is the best.
         final: which epoch's weights become `checkpoint/`.
         max_failures: number of automatic restarts after workers fail; -1 for no limit.
     """
