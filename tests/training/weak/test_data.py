@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import torch
 from torch import Tensor
 
 from reir.errors import ConfigError
+from reir_testing.scenes import make_scenes, save_scenes
+from reir_training.config import DataConfig
 from reir_training.data.sentence_groups import PhotoSentences
-from reir_training.weak.data import WeakBatch, WeakData, WeakPhotos, draw_sentences
+from reir_training.weak.data import WeakBatch, WeakData, WeakPhotos, all_sentences, draw_sentences
 
 GROUPS = (
     (("a", "b", "c"), ("d",)),
@@ -157,3 +161,14 @@ def test_photos_without_sentences_give_no_items() -> None:
 def test_sentences_are_listed_in_the_order_of_items() -> None:
     assert WeakPhotos(photos(), []).sentences == TEXTS
     assert WeakPhotos(photos(), []).known() == []
+
+
+@pytest.mark.parametrize("more", [{}, {"split": "train"}, {"split": "train", "held_out": 1}])
+def test_the_sentences_of_all_splits_are_known(tmp_path: Path, more: dict[str, Any]) -> None:
+    splits = {"train": make_scenes(3, 1), "val": make_scenes(1, 2), "test": make_scenes(1, 3)}
+    save_scenes(tmp_path, splits, per_instance=1)
+    written = json.loads((tmp_path / "expressions.json").read_text())
+    found = all_sentences(
+        DataConfig.model_validate({"data": [{"format": "photos", "path": tmp_path, **more}]})
+    )
+    assert sorted(found) == sorted(each["expression"] for each in written["expressions"])

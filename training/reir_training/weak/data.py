@@ -77,7 +77,8 @@ def all_sentences(config: DataConfig) -> list[str]:
     Raises:
         DataError: a file is malformed or missing.
     """
-    found = read_sources(config.data)
+    whole = {"split": None, "held_out": 0, "test": 0}
+    found = read_sources(source.model_copy(update=whole) for source in config.data)
     return [each.text for source in found for each in source.dataset.expressions]
 
 
