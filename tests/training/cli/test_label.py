@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from reir.datasets import read_reircoco
-from reir.errors import DataError
+from reir.errors import ConfigError, DataError
 from reir_testing.fakes import FakeLocalizer
 from reir_testing.photo_sets import three_photos
 from reir_training.cli import label
@@ -26,11 +26,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> str:
+def run(folder: Path, *arguments: str, out: Path | None = None) -> str:
     app = typer.Typer()
     label.register(app)
     app.callback()(lambda: None)  # so that the name of the only command is expected
-    words = ["label", str(folder / "pairs.csv"), str(folder / "new" / "labels.json")]
+    words = ["label", str(folder / "pairs.csv"), str(out or folder / "new" / "labels.json")]
     words += ["--localizer", "fake:x", "--images", str(folder), *arguments]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
@@ -64,8 +64,28 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
         run(folder)
     (folder / "new").unlink()
     (folder / "new").symlink_to("/proc")  # a folder in which nobody can create a file
-    with pytest.raises(OSError, match="/new"):
+    with pytest.raises(OSError, match=r"/new/labels\.json"):
         run(folder)
+
+
+def test_a_failure_leaves_the_output_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.models.localizers.KINDS", {})
+    out = folder / "labels.json"
+    with pytest.raises(ConfigError, match="fake:x"):
+        run(folder, out=out)
+    assert not out.exists()
+    out.write_text("old")
+    with pytest.raises(ConfigError, match="fake:x"):
+        run(folder, out=out)
+    assert out.read_text() == "old"
+
+
+def test_a_file_is_written_in_a_folder_that_takes_no_other(folder: Path) -> None:
+    with (folder / "labels.json").open("w") as opened:
+        run(folder, out=Path(f"/proc/self/fd/{opened.fileno()}"))
+    assert read_reircoco(folder / "labels.json").expressions
 
 
 def test_a_bad_list_leaves_no_file(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,9 +73,7 @@ def label(  # noqa: PLR0913 - every argument is an option of the command
 
     dataset = read_photo_sentences(sentences, images)
     # Tried first: to find the boxes may take hours, which a failure to write them would waste.
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=out.parent):
-        pass
+    _check_writable(out)
     with messages().status("loading the model"):
         finder = load_localizer_spec(localizer)
         other = load_localizer_spec(second) if second else None
@@ -87,6 +84,21 @@ def label(  # noqa: PLR0913 - every argument is an option of the command
         print_json({"file": str(out), **labels.to_dict()})
     else:
         _show(labels, out)
+
+
+def _check_writable(file: Path) -> None:
+    """Check that a file can be written, and leave it as it is.
+
+    Raises:
+        OSError: it cannot.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not file.exists()
+    # The file itself, because it may be writable in a folder that is not, such as /dev/stdout.
+    with file.open("a"):
+        pass
+    if is_new:
+        file.resolve().unlink()  # a link to nowhere stays
 
 
 def _show(labels: PseudoLabels, out: Path) -> None:
