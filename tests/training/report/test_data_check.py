@@ -380,6 +380,19 @@ def test_sentences_without_boxes_are_data_for_weak_rec(tmp_path: Path) -> None:
     assert any("no box, so only weak-rec can learn from it" in note for note in report.notes)
 
 
+def test_expressions_of_crowds_are_not_taken_for_sentences_without_boxes(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "a", ["1.png"])
+    write_refs(folder, [(0, "train")])
+    document = json.loads((folder / "instances.json").read_text())
+    (crowd,) = document["annotations"]
+    crowd["iscrowd"] = 1
+    (folder / "instances.json").write_text(json.dumps(document))
+    report = check_data(DataConfig(data=(DataSource(format="refer", path=folder),)))
+    (problem,) = report.problems
+    assert "has no annotated photo to train on" in problem
+    assert not any("no box" in note for note in report.notes)
+
+
 def test_any_training_configuration_can_be_checked() -> None:
     values = {"data": [{"format": "coco", "path": "a"}], "weights": "w", "towers": "t"}
     assert load_config(DataOnlyConfig, values).data[0].path == Path("a")

@@ -200,13 +200,15 @@ def _usable_splits(found: _SourceAnnotations, leaked: frozenset[str], notes: lis
     try:
         return {photo.split for photo in build_photos(source, dataset, leaked)}
     except DataError:
-        splits = {each.split for each in used_photos(source, dataset, leaked) if each.expressions}
-        if not splits:
+        described = [each for each in used_photos(source, dataset, leaked) if each.expressions]
+        texts = [text for each in described for text in each.expressions]
+        # Boxes that exist but cannot be learned from, such as those of crowds, are another problem.
+        if not texts or any(text.instance_id is not None for text in texts):
             raise
         notes.append(
             f"{source.label}: the expressions have no box, so only weak-rec can learn from it"
         )
-        return splits
+        return {each.split for each in described}
 
 
 def _uses_in_training(dataset: ReferringDataset) -> Mapping[str, Use]:
