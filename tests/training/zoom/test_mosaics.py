@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reir.datasets.dataset import ReferringDataset
-from reir.errors import ConfigError
+from reir.errors import ConfigError, DataError
 from reir.images.decode import read_image
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.zoom.mosaics import MosaicSet, MosaicSettings
@@ -106,6 +106,34 @@ def test_written_mosaics_have_the_names_of_the_data_set(
     for number, image in enumerate(found.dataset.images):
         written = read_image(tmp_path / "mosaics" / image.file_name)
         np.testing.assert_array_equal(written, found.draw(number))
+
+
+def listed_as(photos: ReferringDataset, width_px: int, height_px: int) -> ReferringDataset:
+    """The same photos, of which the data set says that they have another size, without boxes."""
+    images = (replace(each, width_px=width_px, height_px=height_px) for each in photos.images)
+    return replace(photos, images=tuple(images), instances=(), expressions=())
+
+
+def test_photos_are_shrunk_to_a_smaller_listed_size(
+    photos: ReferringDataset, tmp_path: Path
+) -> None:
+    found = mosaics(listed_as(photos, 53, 40), tmp_path)
+    (x1, y1, x2, y2), *_ = found.mosaics[0].frames_px.tolist()
+    assert (x2 - x1, y2 - y1) == (53, 40)
+    photo = read_image(tmp_path / found.mosaics[0].photos[0].file_name)
+    pixels = found.draw(0)[y1:y2, x1:x2].astype(float)
+    assert pixels.mean(axis=(0, 1)) == pytest.approx(photo.mean(axis=(0, 1)), abs=2)
+
+
+@pytest.mark.parametrize("size", [(120, 160), (160, 110), (320, 240)])
+def test_photos_are_never_stretched_or_enlarged(
+    photos: ReferringDataset, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    found = mosaics(listed_as(photos, *size), tmp_path, replace(SMALL, side_px=(1500, 1500)))
+    named = found.mosaics[0].photos[0].file_name
+    wanted = rf"{named} has 160 x 120 px, but is listed as {size[0]} x {size[1]} px"
+    with pytest.raises(DataError, match=wanted):
+        found.draw(0)
 
 
 def test_wrong_settings_are_refused(photos: ReferringDataset, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """`MosaicSet`: annotated photos combined into large pictures, in which every instance is small.
 
-Photos have the size that their data set lists, and lie at random places without overlap. Their
-annotated instances become instances of the mosaic. Of the expressions, only those are kept whose
-kind is unique in a whole gallery, because one that is unique within its photo may describe several
-instances of the mosaic. Words for a place ("on the left") still refer to the photo, which makes
+Photos have the size that their data set lists, to which larger files are shrunk, and lie at random
+places without overlap. Their annotated instances become instances of the mosaic. Of the
+expressions, only those are kept whose kind is unique in a whole gallery, because one that is unique
+within its photo may describe several instances of the mosaic. Words for a place ("on the left") still refer to the photo, which makes
 such expressions harder for every way to search alike.
 """
 
@@ -28,8 +28,8 @@ from reir.datasets.dataset import (
     ReferringImage,
     ReferringInstance,
 )
-from reir.errors import ConfigError
-from reir.images.decode import read_image
+from reir.errors import ConfigError, DataError
+from reir.images.decode import fitted_size, read_image
 from reir.records import RgbImage
 
 Background = Literal["plain", "texture"]
@@ -159,11 +159,12 @@ class MosaicSet:
         """Return the (H, W, 3) pixels of a mosaic.
 
         Raises:
+            DataError: a photo has another aspect ratio than listed, or is smaller.
             ImageError: a photo cannot be read.
         """
         mosaic = self.mosaics[number]
         photos = [
-            _resized(read_image(self._folder / each.file_name), each.width_px, each.height_px)
+            _shrunk(self._folder / each.file_name, each.width_px, each.height_px)
             for each in mosaic.photos
         ]
         pixels = self._background(mosaic, photos)
@@ -256,11 +257,25 @@ class MosaicSet:
         return {name: np.array(found).reshape(-1, 4) for name, found in boxes.items()}
 
 
-def _resized(photo: RgbImage, width_px: int, height_px: int) -> RgbImage:
-    """Return a photo in this size."""
-    if photo.shape[:2] == (height_px, width_px):
+def _shrunk(path: Path, width_px: int, height_px: int) -> RgbImage:
+    """Read a photo in the listed size.
+
+    Raises:
+        DataError: the photo would be stretched or enlarged.
+        ImageError: it cannot be read.
+    """
+    photo, size = read_image(path), (width_px, height_px)
+    file_height_px, file_width_px = photo.shape[:2]
+    if size == (file_width_px, file_height_px):
         return photo
-    size = (width_px, height_px)
+    fitting = fitted_size(file_width_px, file_height_px, max(size), max(size))
+    if size != fitting or width_px > file_width_px:
+        # The boxes would lie elsewhere, for example if a camera turned the photo by its metadata.
+        raise DataError(
+            f"{path} has {file_width_px} x {file_height_px} px, but is listed as "
+            f"{width_px} x {height_px} px; list the size of the upright photo, or of a smaller one "
+            f"with the same aspect ratio"
+        )
     return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
 
 
