@@ -16,6 +16,7 @@ from PIL import Image
 
 from reir.checkpoint import load_encoder, load_zoom_policy
 from reir.errors import CheckpointError, ConfigError
+from reir.images import rle
 from reir.images.boxes import elementwise_iou
 from reir.models.query_zoom.frames import WHOLE
 from reir.models.query_zoom.zoomer import zoomer_of
@@ -24,7 +25,7 @@ from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.figures import PART_FIGURES
 from reir_training.query_zoom.data import CONTAINED, contains
-from reir_training.query_zoom.looks import ZoomMosaics, build_look_cache, read_looks
+from reir_training.query_zoom.looks import ZoomMosaics, _one_per_file, build_look_cache, read_looks
 from reir_training.query_zoom.task import ZoomTask, build_zoom_cache, mosaics_of
 from reir_training.run.schedule import Epoch
 
@@ -271,6 +272,15 @@ def test_photos_of_two_sources_become_one(folder: Path) -> None:
     image = both.mosaics[dogs[0].mosaic].image
     apart = (BOXES[1] - BOXES[0]) * np.tile([128 / image.width_px, 96 / image.height_px], 2)
     np.testing.assert_allclose(cats[0].box - dogs[0].box, apart, atol=1e-5)
+
+
+def test_the_masks_of_one_source_are_not_taken_for_those_of_all_boxes(folder: Path) -> None:
+    photo = photos_of(folder)[0]
+    mask = rle.encode(np.ones((96, 128), bool))
+    with_masks = replace(photo, masks=(mask,) * len(photo.boxes))
+    (joined,) = _one_per_file([with_masks, photo])
+    assert len(joined.boxes) == len(joined.names) == 2 * len(photo.boxes)
+    assert joined.masks == ()
 
 
 def large_photos(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[TrainPhoto]:

@@ -125,7 +125,7 @@ class ZoomMosaics:
 
 
 def _one_per_file(photos: Sequence[TrainPhoto]) -> list[TrainPhoto]:
-    """Return one photo for each file, with all of its annotations.
+    """Return one photo for each file, with all of its boxes and expressions.
 
     In a mosaic, a second copy of a photo would also be what an expression describes.
     """
@@ -137,7 +137,11 @@ def _one_per_file(photos: Sequence[TrainPhoto]) -> list[TrainPhoto]:
 
 
 def _joined(one: TrainPhoto, other: TrainPhoto) -> TrainPhoto:
-    """Return the first photo with the boxes and expressions of both."""
+    """Return the first photo with the boxes and expressions of both.
+
+    Nothing else is joined: mosaics do not use it. Masks are left out, since there would not be one
+    for each box.
+    """
     moved = (replace(each, box=each.box + len(one.boxes)) for each in other.expressions)
     return replace(
         one,
@@ -145,6 +149,7 @@ def _joined(one: TrainPhoto, other: TrainPhoto) -> TrainPhoto:
         categories=np.concatenate([one.categories, other.categories]),
         names=(*one.names, *other.names),
         expressions=(*one.expressions, *moved),
+        masks=(),
     )
 
 
