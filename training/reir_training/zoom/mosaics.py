@@ -3,8 +3,8 @@
 Photos have the size that their data set lists, to which larger files are shrunk, and lie at random
 places without overlap. Their annotated instances become instances of the mosaic. Of the
 expressions, only those are kept whose kind is unique in a whole gallery, because one that is unique
-within its photo may describe several instances of the mosaic. Words for a place ("on the left") still refer to the photo, which makes
-such expressions harder for every way to search alike.
+within its photo may describe several instances of the mosaic. Words for a place ("on the left")
+still refer to the photo, which makes such expressions harder for every way to search alike.
 """
 
 # Shapes: P photos of a mosaic, H x W pixels
