@@ -207,7 +207,8 @@ def enter(page: Page, sentence: str) -> None:
 
 
 def answered(page: Page) -> Locator:
-    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    # A search that looks closer takes seconds on a busy machine.
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false", timeout=30_000)
     expect(page.locator(".card:not(.skeleton) .frame[data-state=loading]")).to_have_count(0)
     return page.locator(".card")
 
