@@ -78,9 +78,14 @@ def test_the_scheduler_process_ends_cleanly(tmp_path: Path) -> None:
         process.communicate()
 
 
+# Under `nohup`, these tests would inherit that the signal is ignored.
+NOTICED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+IGNORED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+
+
 @contextmanager
 def running_now(
-    home: Path, *, seconds: float = 60, before: str = ""
+    home: Path, *, seconds: float = 60, before: str = NOTICED
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Yield a `reir schedule run-now`, and the process id of the command that it runs.
 
@@ -143,8 +148,7 @@ def test_a_run_that_is_stopped_is_recorded_although_nobody_reads_any_more(tmp_pa
 
 
 def test_under_nohup_the_end_of_the_terminal_stops_nothing(tmp_path: Path) -> None:
-    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    with running_now(tmp_path, seconds=1, before=ignored) as (process, _):
+    with running_now(tmp_path, seconds=1, before=IGNORED) as (process, _):
         process.send_signal(signal.SIGHUP)
         shown, told = process.communicate(timeout=30)
         assert (process.returncode, told) == (0, "")

@@ -32,8 +32,10 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
 
     All of its files, and with them its digest and its other parts, stay the same.
     """
-    for path in source.rglob("*"):
-        if path.is_file():
+    # Listed first, and without `folder`, which may be inside `source`.
+    files = [each for each in source.rglob("*") if each.is_file()]
+    for path in files:
+        if not path.is_relative_to(folder):
             target = folder / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             # Without the permission bits: `source` may be read-only, and its copy is written to.
