@@ -43,7 +43,7 @@ class ViewSettings(ABC):
         above_px: photos with a longer side than this are encoded in parts.
         times: such a photo keeps this many times the encoder's `num_candidates`.
         same_iou, same_similarity: two instances of different views are the same if both the IoU of
-            their boxes and the cosine of their vectors are larger than these.
+            their boxes and the inner product of their vectors are larger than these.
 
     Raises:
         ConfigError: a value is out of range.
@@ -178,14 +178,13 @@ class ViewsEncoder(DelegatingEncoder, ABC):
     ) -> npt.NDArray[np.int64]:
         """Return the rows of instances, best first, without those found better in another view."""
         waiting = np.argsort(-objectness, kind="stable")
-        directions = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         chosen: list[int] = []
         while waiting.size and len(chosen) < self.num_candidates:
             best, waiting = int(waiting[0]), waiting[1:]
             chosen.append(best)
             iou = elementwise_iou(boxes[best], boxes[waiting])
             # Two people behind each other have overlapping boxes, but different vectors.
-            alike = directions[waiting] @ directions[best] > self.views.same_similarity
+            alike = vectors[waiting] @ vectors[best] > self.views.same_similarity
             # Instances of one view are distinct already, since its encoder applies NMS.
             same = (iou > self.views.same_iou) & alike & (view_N[waiting] != view_N[best])
             waiting = waiting[~same]
