@@ -218,7 +218,7 @@ def _publish(written: Path, path: Path) -> Path:
 
 
 def _take_name(written: Path, path: Path) -> None:
-    """Give a file a name; of two processes that want the same one gets `FileExistsError`."""
+    """Give a file a name; if two processes want the same one, the second gets `FileExistsError`."""
     try:
         os.link(written, path)  # unlike a rename, never replaces a file
     except FileExistsError:
