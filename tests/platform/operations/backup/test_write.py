@@ -336,14 +336,17 @@ def test_two_backups_that_find_an_empty_folder_at_the_same_moment(
     assert back_up(SlowStore(back_up_too), tmp_path / "b").counts.photos == 1
 
 
-@pytest.mark.parametrize("place", ["folder", "bucket"])
+@pytest.fixture(params=["folder", "bucket"])
+def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name of an empty folder, on disk and in a bucket."""
+    if request.param == "bucket":
+        source: str = request.getfixturevalue("bucket").source(tmp_path.name)
+        return source
+    return str(tmp_path / "b")
+
+
 def test_a_folder_that_another_backup_fills_before_the_claim_is_refused(
-    full_store: MemoryStore,
-    tmp_path: Path,
-    back_up: BackUp,
-    restore: Restore,
-    request: pytest.FixtureRequest,
-    place: str,
+    full_store: MemoryStore, back_up: BackUp, restore: Restore, name: str
 ) -> None:
     """The other one begins and ends after the folder was found to be empty."""
 
@@ -352,10 +355,6 @@ def test_a_folder_that_another_backup_fills_before_the_claim_is_refused(
             back_up(full_store, name)
             return super().versions(gallery)
 
-    if place == "bucket":
-        name = request.getfixturevalue("bucket").source("filled")
-    else:
-        name = str(tmp_path / "b")
     late = LateStore()
     late.create_version(G, V, SPEC)
     with pytest.raises(ConfigError, match="already contains a backup; name another folder"):
@@ -365,23 +364,11 @@ def test_a_folder_that_another_backup_fills_before_the_claim_is_refused(
     assert (report.counts.photos, report.problems) == (42, ())
 
 
-@pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_a_backup_deletes_nothing_in_the_folder_of_another(
-    full_store: MemoryStore,
-    tmp_path: Path,
-    back_up: BackUp,
-    restore: Restore,
-    request: pytest.FixtureRequest,
-    place: str,
+    full_store: MemoryStore, back_up: BackUp, restore: Restore, name: str
 ) -> None:
     """Its folder was deleted while it was written, and another backup has it now."""
-    if place == "bucket":
-        bucket = request.getfixturevalue("bucket")
-        name = bucket.source("taken")
-    else:
-        name = str(tmp_path / "b")
     folder = open_folder(name)
-
     slow = SlowStore(lambda: None)
 
     def take_over() -> None:
