@@ -145,9 +145,7 @@ def test_an_interrupted_command_can_be_typed_again(
     terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interruption came after its receipt was written, so the file exists."""
-    path = tmp_path / "one.json"
-    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
-    interrupt_after_the_receipt(terminal, words, monkeypatch)
+    path, words = interrupt_after_the_receipt(terminal, tmp_path, monkeypatch)
     again = path.with_name("one-2.json")
     assert f"Receipt: {again}" in terminal.run(*words)
     for receipt in (path, again):
@@ -160,9 +158,7 @@ def test_an_interrupted_command_can_be_typed_again(
 def test_an_interrupted_erasure_is_not_said_to_have_erased_nothing(
     terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "one.json"
-    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
-    interrupt_after_the_receipt(terminal, words, monkeypatch)
+    _, words = interrupt_after_the_receipt(terminal, tmp_path, monkeypatch)
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "one.json"
     terminal.run(*words[:-1], below, expect=main.INVALID_USE)
@@ -172,9 +168,15 @@ def test_an_interrupted_erasure_is_not_said_to_have_erased_nothing(
 
 
 def interrupt_after_the_receipt(
-    terminal: Terminal, words: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Erase, but press Ctrl-C when the receipt has just been written."""
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, tuple[str | Path, ...]]:
+    """Erase, but press Ctrl-C when the receipt has just been written.
+
+    Returns:
+        The receipt, and the words of the command.
+    """
+    path = tmp_path / "one.json"
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", path)
 
     def write_and_interrupt(*of_receipt: Any) -> None:
         write_receipt(*of_receipt)
@@ -183,6 +185,7 @@ def interrupt_after_the_receipt(
     with monkeypatch.context() as patch:
         patch.setattr("reir.operations.erase.receipts.write_receipt", write_and_interrupt)
         terminal.run(*words, expect=main.INTERRUPTED)
+    return path, words
 
 
 @pytest.mark.parametrize("place", ["file/receipt.json", "folder"])

@@ -166,10 +166,8 @@ def test_uploads_right_before_an_equal_photo_is_deleted_can_be_found(
         patch.setattr(photos.store, "delete_images", add_then_delete)
         assert photos.delete(*place, holder.image_id)
     assert [each.same_as for each in added] == [holder.image_id] * others
-    for each in added:
-        shown = photos.get(*place, each.image_id)
-        assert shown is not None
-        assert len(shown.instances) == 2
+    shown = [photos.get(*place, each.image_id) for each in added]
+    assert [each and len(each.instances) for each in shown] == [2] * others
     assert photos.get(*place, holder.image_id) is None
 
 

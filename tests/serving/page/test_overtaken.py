@@ -167,15 +167,20 @@ def test_a_photo_without_a_sentence_ends_the_search_that_it_overtakes(page: Page
     expect(results).to_have_attribute("aria-busy", "false")
 
 
+def open_slowly(tab: Tab, link: str) -> tuple[Page, list[Route]]:
+    """Open the page, whose request for the galleries is held back; the list gets it."""
+    galleries = hold(tab.page, "**/v1/galleries")
+    tab.page.goto(f"/{link}")
+    return tab.page, galleries
+
+
 @pytest.mark.parametrize("link", ["", "#sentence=the+blue+one"], ids=["no link", "a link"])
 def test_what_is_typed_while_the_page_loads_is_kept(tab: Tab, link: str) -> None:
-    page = tab.page
-    held = hold(page, "**/v1/galleries")
-    page.goto(f"/{link}")
+    page, galleries = open_slowly(tab, link)
     page.locator("#sentence").press_sequentially("the green one")
     page.wait_for_timeout(500)  # longer than the pause in typing after which the page searches
     assert tab.bodies_sent_to("/v1/search") == []
-    held[0].continue_()
+    galleries[0].continue_()
     expect(page.locator(".name").first).to_have_text("red right.png")
     expect(page.locator("#sentence")).to_have_value("the green one")
     expect(page.locator("#gallery")).to_have_value(GALLERY)
@@ -185,12 +190,10 @@ def test_what_is_typed_while_the_page_loads_is_kept(tab: Tab, link: str) -> None
 
 def test_a_letter_that_is_typed_while_the_page_loads_does_not_replace_the_link(tab: Tab) -> None:
     """Nor does a search for the empty field, which does not have the sentence of the link yet."""
-    page = tab.page
-    held = hold(page, "**/v1/galleries")
-    page.goto("/#sentence=the+blue+one")
+    page, galleries = open_slowly(tab, "#sentence=the+blue+one")
     page.locator("#sentence").press("Enter")
     page.locator("#sentence").press("t")
-    held[0].continue_()
+    galleries[0].continue_()
     expect(page.locator(".name").first).to_have_text("red left.png")
     expect(page.locator("#sentence")).to_have_value("t")
     assert parse_qs(urlsplit(page.url).fragment)["sentence"] == ["the blue one"]
@@ -198,11 +201,9 @@ def test_a_letter_that_is_typed_while_the_page_loads_does_not_replace_the_link(t
 
 
 def test_home_leads_to_the_start_page_while_the_page_loads(tab: Tab) -> None:
-    page = tab.page
-    held = hold(page, "**/v1/galleries")
-    page.goto(f"/#gallery={OTHER}&sentence=the+red+one")
+    page, galleries = open_slowly(tab, f"#gallery={OTHER}&sentence=the+red+one")
     page.get_by_role("link", name=re.compile("REIR")).click()
-    held[0].continue_()
+    galleries[0].continue_()
     expect(page.locator("#photo-list li")).to_have_count(len(IN_OTHER))
     expect(page.locator("body")).to_have_attribute("data-view", "start")
     expect(page.locator("#gallery")).to_have_value(OTHER)
@@ -211,12 +212,10 @@ def test_home_leads_to_the_start_page_while_the_page_loads(tab: Tab) -> None:
 
 
 def test_a_letter_that_is_submitted_while_the_page_loads_is_searched_for(tab: Tab) -> None:
-    page = tab.page
-    held = hold(page, "**/v1/galleries")
-    page.goto("/#sentence=the+blue+one")
+    page, galleries = open_slowly(tab, "#sentence=the+blue+one")
     page.locator("#sentence").press("t")
     page.locator("#sentence").press("Enter")
-    held[0].continue_()
+    galleries[0].continue_()
     answered(page)
     expect(page.locator("#sentence")).to_have_value("t")
     expect(page).to_have_title(re.compile("^t "))
