@@ -3,10 +3,10 @@
 A Ray cluster starts here, with authentication by a token, as in the manifests. It runs
 `serveConfigV2` of the RayService, deployed as KubeRay does, and the entrypoints of the RayJob and
 of the scheduled jobs, submitted as KubeRay does. The command lines are those of the manifests; only
-folders, ports and the address of the store differ. Each process has the variables of its pod; jobs
-also see those of the service, with which they share the Ray cluster. Photos and backups are in an
-S3 server here, in the buckets that the manifests name. The store is a Milvus server if the package
-`milvus` is installed, and an embedded one otherwise.
+folders, ports and the address of the store differ. Each process has the variables of its pod. Jobs
+also see those of the service, because they share one Ray cluster with it. A local S3 server holds
+photos and backups, in the buckets that the manifests name. The store is a Milvus server if the
+package `milvus` is installed, and an embedded store otherwise.
 
 What this cannot show: Kubernetes itself, its operators, several machines, GPUs, and images.
 """
