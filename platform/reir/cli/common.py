@@ -93,7 +93,7 @@ def encoder_from_options(checkpoint: Path | None, encoder: str | None) -> str | 
 
 
 def is_typed(context: typer.Context, parameter: str) -> bool:
-    """Whether a parameter was given on the command line, and not by the environment or a default."""
+    """Whether a parameter was given on the command line, not by the environment or a default."""
     source = context.get_parameter_source(parameter)
     # By the name, because Typer brings its own copy of click, whose types are not public.
     return source is not None and source.name == "COMMANDLINE"
